@@ -1,0 +1,2 @@
+//! `vmbox-agent`: PID 1 of the guest.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Packs the agent into the guest image.

@@ -1,0 +1,2 @@
+//! `vmbox`: the command line.
+fn main() {}

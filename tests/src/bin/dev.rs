@@ -1,0 +1,2 @@
+//! `cargo dev`: the developer tool.
+fn main() {}

@@ -1,0 +1,5 @@
+//! Everything the guest can touch. No KVM here, no containers, and guest bytes can't panic it.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod device;
+pub mod queue;

@@ -1,0 +1,150 @@
+//! A split virtqueue (virtio 1.2 §2.7) as a device's handler uses it: pop chains, complete them, notify.
+
+use std::ops::Deref;
+use std::sync::Arc;
+
+use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+use vm_memory::GuestMemoryMmap;
+
+use crate::device::{GuestRam, Interrupt};
+
+/// A descriptor chain over the guest's RAM.
+pub type Chain = DescriptorChain<GuestRam>;
+
+/// The ring holds what no correct driver writes: indices out of range, addresses outside of RAM.
+/// The device must ask for a reset (virtio 1.2 §2.1.2).
+#[derive(Debug, thiserror::Error)]
+#[error("virtqueue {index}: {what}")]
+pub struct RingError {
+    /// Which queue.
+    pub index: u16,
+    /// What is wrong with it.
+    pub what: String,
+}
+
+/// One queue of an activated device, with its memory and its interrupt.
+pub struct Virtqueue {
+    index: u16,
+    queue: Queue,
+    memory: GuestRam,
+    interrupt: Arc<dyn Interrupt>,
+}
+
+impl Virtqueue {
+    /// Wraps a queue that the driver has configured.
+    pub fn new(index: u16, queue: Queue, memory: GuestRam, interrupt: Arc<dyn Interrupt>) -> Self {
+        Self {
+            index,
+            queue,
+            memory,
+            interrupt,
+        }
+    }
+
+    /// Its number within the device.
+    pub fn index(&self) -> u16 {
+        self.index
+    }
+
+    /// Whether the driver enabled it (QueueReady).
+    pub fn is_enabled(&self) -> bool {
+        self.queue.ready()
+    }
+
+    /// The guest's RAM.
+    pub fn memory(&self) -> &GuestMemoryMmap {
+        &self.memory
+    }
+
+    /// The next available chain, if any.
+    ///
+    /// # Errors
+    /// The driver's available index is impossible, or the ring lies outside of RAM.
+    pub fn pop(&mut self) -> Result<Option<Chain>, RingError> {
+        let index = self.index;
+        // `iter` checks what `pop_descriptor_chain` silently passes over: an index further ahead than the ring is long.
+        let mut available = self
+            .queue
+            .iter(self.memory.clone())
+            .map_err(|e| ring_error(index, &e))?;
+        Ok(available.next())
+    }
+
+    /// Gives back the chain that starts at `head`; `written` bytes of its device-writable part were filled.
+    /// Does not interrupt yet: see [`Virtqueue::notify`].
+    ///
+    /// # Errors
+    /// The head or the used ring lie outside of their bounds.
+    pub fn complete(&mut self, head: u16, written: u32) -> Result<(), RingError> {
+        self.queue
+            .add_used(self.memory.deref(), head, written)
+            .map_err(|e| ring_error(self.index, &e))
+    }
+
+    /// Interrupts the driver if it wants to hear of what was completed since the last call (§2.7.7, §2.7.10).
+    ///
+    /// # Errors
+    /// The ring lies outside of RAM.
+    pub fn notify(&mut self) -> Result<(), RingError> {
+        if self
+            .queue
+            .needs_notification(self.memory.deref())
+            .map_err(|e| ring_error(self.index, &e))?
+        {
+            self.interrupt.signal_queue(self.index);
+        }
+        Ok(())
+    }
+
+    /// Pops and serves every available chain, with kicks switched off meanwhile, then interrupts once.
+    /// `serve` returns the number of bytes it wrote into the chain.
+    ///
+    /// # Errors
+    /// As [`Virtqueue::pop`]; what was served before is completed and notified.
+    pub fn drain(&mut self, mut serve: impl FnMut(Chain) -> u32) -> Result<(), RingError> {
+        loop {
+            self.disable_kicks()?;
+            while let Some(chain) = self.pop()? {
+                let head = chain.head_index();
+                let written = serve(chain);
+                self.complete(head, written)?;
+            }
+            self.notify()?;
+            if !self.enable_kicks()? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Asks the driver not to kick.
+    ///
+    /// # Errors
+    /// The ring lies outside of RAM.
+    pub fn disable_kicks(&mut self) -> Result<(), RingError> {
+        self.queue
+            .disable_notification(self.memory.deref())
+            .map_err(|e| ring_error(self.index, &e))
+    }
+
+    /// Asks the driver to kick again; true if chains became available meanwhile and must be drained first.
+    ///
+    /// # Errors
+    /// The ring lies outside of RAM.
+    pub fn enable_kicks(&mut self) -> Result<bool, RingError> {
+        self.queue
+            .enable_notification(self.memory.deref())
+            .map_err(|e| ring_error(self.index, &e))
+    }
+
+    /// Puts the chain popped last back, for a device that can't serve it yet.
+    pub fn undo_pop(&mut self) {
+        self.queue.go_to_previous_position();
+    }
+}
+
+fn ring_error(index: u16, source: &virtio_queue::Error) -> RingError {
+    RingError {
+        index,
+        what: source.to_string(),
+    }
+}

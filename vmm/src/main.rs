@@ -1,0 +1,2 @@
+//! `vmbox-vmm`: reads a VmConfig, boots it, lives until the guest ends.
+fn main() {}
