@@ -1,0 +1,14 @@
+//! The system tests: what a user of vmbox was promised, tried on real KVM with real guests.
+//!
+//! Run by `cargo dev test`, inside a host whose KVM works; see `tests/README.md`.
+
+mod bad_input;
+mod faults;
+mod kit;
+mod limits;
+mod monitor;
+mod pods;
+mod share;
+mod streams;
+mod volumes;
+mod workload;

@@ -1,0 +1,161 @@
+//! `vmbox-vmm` by itself: sizes, control socket, exit statuses.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use vmbox_config::{Control, ExitReason, Reply, VmConfig};
+
+use crate::kit::{Corner, PATIENCE, eventually, product};
+
+/// A guest without an agent to talk to: it boots, finds no host, and ends; enough to see the kernel run.
+fn config(corner: &Corner, vcpus: u8, memory_mib: u32) -> VmConfig {
+    VmConfig {
+        vcpus,
+        memory_mib,
+        kernel: product().join("vmlinux"),
+        initrd: Some(product().join("guest.cpio")),
+        cmdline: String::new(),
+        shares: Vec::new(),
+        disks: Vec::new(),
+        vsock: None,
+        balloon: true,
+        serial: Some(corner.path("serial.log")),
+        control: Some(corner.path("control.sock")),
+        event_fd: None,
+        lifeline_fd: None,
+    }
+}
+
+fn spawn(corner: &Corner, config: &VmConfig) -> Child {
+    let file = corner.path("vm.json");
+    fs::write(&file, serde_json::to_string(config).unwrap()).unwrap();
+    Command::new(product().join("vmbox-vmm")).arg("--config").arg(file).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+#[track_caller]
+fn ends(child: Child, reason: ExitReason, words: &[&str]) {
+    let out = child.wait_with_output().unwrap();
+    let stderr = String::from_utf8_lossy(&out.stderr);
+    assert_eq!(out.status.code(), Some(i32::from(reason.status())), "{stderr}");
+    for word in words {
+        assert!(stderr.contains(word), "no {word:?} in: {stderr}");
+    }
+}
+
+fn serial(corner: &Corner) -> String {
+    fs::read_to_string(corner.path("serial.log")).unwrap_or_default()
+}
+
+/// Boots with `vcpus` and `memory_mib`, and asserts what the kernel says of them.
+fn boots(name: &'static str, vcpus: u8, memory_mib: u32) {
+    let corner = Corner::new(name);
+    let config = VmConfig { cmdline: "loglevel=7 ignore_loglevel".into(), ..config(&corner, vcpus, memory_mib) };
+    let mut child = spawn(&corner, &config);
+    let up = || serial(&corner).contains("Run /init as init process");
+    assert!(eventually(PATIENCE, || up() || child.try_wait().unwrap().is_some()) && up(), "{}", serial(&corner));
+    let log = serial(&corner);
+    assert!(log.contains(&format!("smp: Brought up 1 node, {vcpus} CPU")), "{log}");
+    let kib = log.split("Memory: ").nth(1).and_then(|rest| rest.split(['/', ' ']).nth(1)).unwrap().trim_end_matches(|c: char| !c.is_ascii_digit());
+    let total_mib = kib.parse::<u64>().unwrap() >> 10;
+    assert!(total_mib + 4 >= u64::from(memory_mib), "{total_mib} of {memory_mib} MiB");
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
+#[test]
+fn smallest_guest_boots() {
+    boots("vm-small", 1, 32);
+}
+
+#[test]
+fn four_cpus_boot() {
+    boots("vm-4", 4, 128);
+}
+
+#[test]
+fn thirty_two_cpus_boot() {
+    boots("vm-32", 32, 256);
+}
+
+#[test]
+fn memory_above_the_gap_is_used() {
+    boots("vm-gap", 1, 4500);
+}
+
+#[test]
+fn largest_guest_boots() {
+    boots("vm-64g", 1, 65536);
+}
+
+#[test]
+fn sizes_out_of_bounds_are_bad_configuration() {
+    let corner = Corner::new("vm-bounds");
+    ends(spawn(&corner, &config(&corner, 0, 128)), ExitReason::BadConfig, &["32"]);
+    ends(spawn(&corner, &config(&corner, 33, 128)), ExitReason::BadConfig, &["32"]);
+    ends(spawn(&corner, &config(&corner, 1, 1)), ExitReason::BadConfig, &["32"]);
+    ends(spawn(&corner, &config(&corner, 1, 65537)), ExitReason::BadConfig, &["65536"]);
+}
+
+#[test]
+fn text_is_not_a_kernel() {
+    let corner = Corner::new("vm-text");
+    fs::write(corner.path("text"), "hello\n").unwrap();
+    let config = VmConfig { kernel: corner.path("text"), ..config(&corner, 1, 128) };
+    ends(spawn(&corner, &config), ExitReason::BadKernel, &["text", "ELF"]);
+}
+
+#[test]
+fn absent_kernel_is_named() {
+    let corner = Corner::new("vm-absent");
+    let config = VmConfig { kernel: PathBuf::from("/no/such/kernel"), ..config(&corner, 1, 128) };
+    ends(spawn(&corner, &config), ExitReason::BadKernel, &["/no/such/kernel"]);
+}
+
+#[test]
+fn a_guest_without_init_panics_and_says_so() {
+    let corner = Corner::new("vm-panic");
+    let config = VmConfig { initrd: None, serial: None, ..config(&corner, 1, 128) };
+    ends(spawn(&corner, &config), ExitReason::GuestPanic, &["panic"]);
+}
+
+#[test]
+fn control_socket_pauses_resumes_counts_and_stops() {
+    let corner = Corner::new("vm-control");
+    let bundle = VmConfig { cmdline: "rdinit=/no/init panic=0".into(), initrd: None, ..config(&corner, 2, 128) };
+    let mut child = spawn(&corner, &bundle);
+    let socket = corner.path("control.sock");
+    assert!(eventually(PATIENCE, || UnixStream::connect(&socket).is_ok()), "no control socket");
+    let mut control = Talk::to(&socket);
+    assert_eq!(control.ask(&Control::Pause), Reply::Ok);
+    let Reply::Stats(paused) = control.ask(&Control::Stats) else { panic!("no stats") };
+    assert!(paused.paused && paused.exits > 0);
+    let Reply::Stats(later) = control.ask(&Control::Stats) else { panic!("no stats") };
+    assert_eq!(later.exits, paused.exits, "a paused guest ran");
+    assert_eq!(control.ask(&Control::Resume), Reply::Ok);
+    assert!(matches!(control.say("{\"op\":\"fly\"}"), Reply::Error { .. }));
+    assert_eq!(control.ask(&Control::Stop), Reply::Ok);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert!(!socket.exists(), "the control socket is left");
+}
+
+struct Talk(BufReader<UnixStream>);
+
+impl Talk {
+    fn to(socket: &std::path::Path) -> Self {
+        Self(BufReader::new(UnixStream::connect(socket).unwrap()))
+    }
+
+    fn ask(&mut self, request: &Control) -> Reply {
+        self.say(&serde_json::to_string(request).unwrap())
+    }
+
+    fn say(&mut self, line: &str) -> Reply {
+        writeln!(self.0.get_mut(), "{line}").unwrap();
+        let mut answer = String::new();
+        self.0.read_line(&mut answer).unwrap();
+        serde_json::from_str(&answer).unwrap_or_else(|e| panic!("{e}: {answer:?}"))
+    }
+}
