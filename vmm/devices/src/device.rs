@@ -124,7 +124,8 @@ pub trait Handler: Send {
 pub struct Source {
     /// The file descriptor; the handler keeps it open for as long as it lists it.
     pub fd: RawFd,
-    /// Handed back in [`Event::Source`].
+    /// Handed back in [`Event::Source`]. Never used again for another descriptor: the kernel hands out the
+    /// number of a closed one at once, and only the token tells the two apart.
     pub token: u64,
     /// Wake when readable.
     pub read: bool,

@@ -3,3 +3,5 @@
 
 pub mod device;
 pub mod queue;
+pub mod transport;
+pub mod worker;

@@ -2,9 +2,11 @@
 
 use std::ops::Deref;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::device::{GuestRam, Interrupt};
 
@@ -28,7 +30,11 @@ pub struct Virtqueue {
     queue: Queue,
     memory: GuestRam,
     interrupt: Arc<dyn Interrupt>,
+    kick: Option<Arc<EventFd>>,
 }
+
+/// How many times the ring's length [`Virtqueue::drain`] serves before it lets the worker's other duties run.
+const ROUNDS: u32 = 2;
 
 impl Virtqueue {
     /// Wraps a queue that the driver has configured.
@@ -38,7 +44,14 @@ impl Virtqueue {
             queue,
             memory,
             interrupt,
+            kick: None,
         }
+    }
+
+    /// Lets [`Virtqueue::drain`] kick itself, so that a driver that never stops adding chains can't keep the
+    /// worker to itself.
+    pub fn kick_with(&mut self, kick: Arc<EventFd>) {
+        self.kick = Some(kick);
     }
 
     /// Its number within the device.
@@ -62,12 +75,24 @@ impl Virtqueue {
     /// The driver's available index is impossible, or the ring lies outside of RAM.
     pub fn pop(&mut self) -> Result<Option<Chain>, RingError> {
         let index = self.index;
+        let promised = self
+            .queue
+            .avail_idx(self.memory.deref(), Ordering::Acquire)
+            .map_err(|e| ring_error(index, &e))?;
         // `iter` checks what `pop_descriptor_chain` silently passes over: an index further ahead than the ring is long.
-        let mut available = self
+        let chain = self
             .queue
             .iter(self.memory.clone())
-            .map_err(|e| ring_error(index, &e))?;
-        Ok(available.next())
+            .map_err(|e| ring_error(index, &e))?
+            .next();
+        // Without this, a ring that can't be read would look empty and yet never be: an endless loop.
+        if chain.is_none() && promised.0 != self.queue.next_avail() {
+            return Err(RingError {
+                index,
+                what: "an available entry can't be read".to_owned(),
+            });
+        }
+        Ok(chain)
     }
 
     /// Gives back the chain that starts at `head`; `written` bytes of its device-writable part were filled.
@@ -97,23 +122,46 @@ impl Virtqueue {
     }
 
     /// Pops and serves every available chain, with kicks switched off meanwhile, then interrupts once.
-    /// `serve` returns the number of bytes it wrote into the chain.
+    /// `serve` returns the number of bytes it wrote into the chain. After a few rings' worth of chains it
+    /// returns too and goes on by a kick of its own, if it has one ([`Virtqueue::kick_with`]).
     ///
     /// # Errors
     /// As [`Virtqueue::pop`]; what was served before is completed and notified.
     pub fn drain(&mut self, mut serve: impl FnMut(Chain) -> u32) -> Result<(), RingError> {
+        let mut left = ROUNDS * u32::from(self.queue.size());
         loop {
             self.disable_kicks()?;
-            while let Some(chain) = self.pop()? {
-                let head = chain.head_index();
-                let written = serve(chain);
-                self.complete(head, written)?;
-            }
+            let served = self.serve_available(&mut serve, &mut left);
             self.notify()?;
+            served?;
             if !self.enable_kicks()? {
                 return Ok(());
             }
+            if left == 0
+                && let Some(kick) = &self.kick
+            {
+                // A full counter (the only possible failure) wakes the worker as well.
+                let _ = kick.write(1);
+                return Ok(());
+            }
         }
+    }
+
+    fn serve_available(
+        &mut self,
+        serve: &mut impl FnMut(Chain) -> u32,
+        left: &mut u32,
+    ) -> Result<(), RingError> {
+        while *left > 0 || self.kick.is_none() {
+            let Some(chain) = self.pop()? else {
+                return Ok(());
+            };
+            *left = left.saturating_sub(1);
+            let head = chain.head_index();
+            let written = serve(chain);
+            self.complete(head, written)?;
+        }
+        Ok(())
     }
 
     /// Asks the driver not to kick.
