@@ -159,3 +159,14 @@ pub enum Served {
     /// The rings are broken; stop serving until the driver resets the device.
     Broken,
 }
+
+/// Answers a configuration space read from the structure's bytes: what lies beyond them is zero.
+pub fn read_bytes(structure: &[u8], offset: u64, data: &mut [u8]) {
+    data.fill(0);
+    let from = usize::try_from(offset)
+        .unwrap_or(usize::MAX)
+        .min(structure.len());
+    for (to, byte) in data.iter_mut().zip(&structure[from..]) {
+        *to = *byte;
+    }
+}

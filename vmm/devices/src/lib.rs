@@ -1,7 +1,11 @@
 //! Everything the guest can touch. No KVM here, no containers, and guest bytes can't panic it.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod blk;
 pub mod device;
 pub mod queue;
+pub mod rng;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod transport;
 pub mod worker;
