@@ -1,1 +1,12 @@
-//! The test kit.
+//! The test kit: the developer tool's verbs, and the virtual KVM host on both of its sides.
+
+pub mod debian;
+pub mod demo;
+pub mod host;
+pub mod hostd;
+pub mod oci_layout;
+pub mod product;
+pub mod shell;
+pub mod suite;
+pub mod test_host;
+pub mod workspace;

@@ -1,2 +1,131 @@
 //! `cargo dev`: the developer tool.
-fn main() {}
+
+use std::process::{Command, ExitCode};
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use vmbox_tests::host::{self, Flavour, Host, Output};
+use vmbox_tests::product::{self, Profile};
+use vmbox_tests::suite::{self, Tier};
+use vmbox_tests::workspace::Workspace;
+use vmbox_tests::{debian, demo, test_host};
+
+/// Build vmbox, run it, and test it. Each verb installs what it lacks.
+#[derive(Parser)]
+#[command(name = "cargo dev")]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Run a Debian container in a microVM and let it say where it is.
+    Demo,
+    /// Run the unit tests, and the system tests on a KVM that runs guests.
+    Test {
+        /// Which tests.
+        #[arg(long, value_enum, default_value = "all")]
+        tier: Tier,
+        /// Names, or the test runner's own options after `--`.
+        filter: Vec<String>,
+    },
+    /// Build the product into .build/product.
+    Build {
+        /// Without optimisation, with assertions.
+        #[arg(long)]
+        debug: bool,
+    },
+    /// Build the guest kernel and print where it is.
+    Kernel,
+    /// Make the virtual host's root and the containers' image, and print where they are.
+    Image,
+    /// Run a command in the virtual KVM host; `up` keeps one running, `down` ends it.
+    Host {
+        /// One CPU that counts instructions: figures repeat exactly.
+        #[arg(long)]
+        icount: bool,
+        /// Nanoseconds an instruction takes, as a power of two; only with --icount.
+        #[arg(long, default_value_t = 0, requires = "icount")]
+        shift: u8,
+        /// `up`, `down`, or a command after `--`.
+        #[arg(trailing_var_arg = true, required = true)]
+        command: Vec<String>,
+    },
+    /// Measure, side by side with others, in the counting virtual host.
+    Bench {
+        /// Passed on to the benchmarks.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+}
+
+fn main() -> ExitCode {
+    match perform(Arguments::parse().verb) {
+        Ok(code) => ExitCode::from(u8::try_from(code).unwrap_or(255)),
+        Err(error) => {
+            eprintln!("dev: error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn perform(verb: Verb) -> Result<i32> {
+    let workspace = Workspace::find()?;
+    match verb {
+        Verb::Demo => return demo::run(&workspace),
+        Verb::Test { tier, filter } => return suite::run_tests(&workspace, tier, &filter),
+        Verb::Build { debug } => {
+            let profile = if debug {
+                Profile::Debug
+            } else {
+                Profile::Release
+            };
+            println!("{}", product::build(&workspace, profile)?.display());
+        }
+        Verb::Kernel => println!("{}", product::kernel(&workspace)?.display()),
+        Verb::Image => {
+            println!("{}", debian::host_image(&workspace)?.dir.display());
+            println!("{}", debian::container_images(&workspace)?.display());
+        }
+        Verb::Host {
+            icount,
+            shift,
+            command,
+        } => {
+            let flavour = if icount {
+                Flavour::Counting { shift }
+            } else {
+                Flavour::Fast
+            };
+            return in_host(&workspace, flavour, command);
+        }
+        Verb::Bench { arguments } => return bench(&workspace, &arguments),
+    }
+    Ok(0)
+}
+
+fn in_host(workspace: &Workspace, flavour: Flavour, command: Vec<String>) -> Result<i32> {
+    match command.as_slice() {
+        [verb] if verb == "up" => Host::up(workspace, flavour, true).map(|_| 0),
+        [verb] if verb == "down" => host::down(workspace, flavour).map(|()| 0),
+        _ => Host::up(workspace, flavour, false)?.run(&command, &[], Output::Connected),
+    }
+}
+
+/// The benchmarks are a program that runs inside the host.
+fn bench(workspace: &Workspace, arguments: &[String]) -> Result<i32> {
+    let images = debian::container_images(workspace)?;
+    product::build(workspace, Profile::Release)?;
+    let mut cargo: Command = product::static_cargo(workspace, "build");
+    vmbox_tests::shell::run(cargo.args(["--release", "--package", "vmbox-benches"]))?;
+    let program = product::binaries(workspace, Profile::Release).join("vmbox-benches");
+    let host = test_host::emulated(workspace, Flavour::Counting { shift: 0 })?;
+    let mut argv = vec![program.display().to_string()];
+    argv.extend_from_slice(arguments);
+    let environment = [
+        ("VMBOX_TEST_PRODUCT", host.product().display().to_string()),
+        ("VMBOX_TEST_IMAGES", images.display().to_string()),
+    ];
+    host.run(&argv, &environment)
+}

@@ -1,0 +1,285 @@
+//! The virtual KVM host: QEMU emulating a machine with AMD's virtualization, shared by all who need it.
+//!
+//! ```text
+//!   up ──► one QEMU per flavour, in the background ◄── run, run, run …
+//!   users.lock: shared by whoever runs a command; the last one out takes the host down, unless it is kept
+//! ```
+
+mod client;
+mod initramfs;
+mod qemu;
+pub mod wire;
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
+
+use crate::debian;
+use crate::hostd::{Plan, SharePlan};
+use crate::product::{Profile, binaries, static_cargo};
+use crate::shell::{need, run};
+use crate::workspace::{Workspace, lock, make_dir, open_lock, say};
+
+pub use client::Output;
+
+/// How the host counts time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Flavour {
+    /// Two CPUs, as fast as the emulator goes.
+    Fast,
+    /// One CPU on which a virtual nanosecond is 2^shift⁻¹ instructions: figures repeat exactly.
+    Counting {
+        /// QEMU's `-icount shift`: an instruction takes 2^shift ns.
+        shift: u8,
+    },
+}
+
+/// A host that runs, and this process's right to use it.
+#[derive(Debug)]
+pub struct Host {
+    state: State,
+    dir: PathBuf,
+    users: File,
+}
+
+/// What is remembered about a host between invocations.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct State {
+    pid: i32,
+    port: u16,
+    token: String,
+    /// What it was booted from; another one is booted when this changes.
+    identity: String,
+    /// Whether it stays when nobody uses it.
+    kept: bool,
+}
+
+impl Host {
+    /// The running host of this flavour, or a new one.
+    pub fn up(workspace: &Workspace, flavour: Flavour, keep: bool) -> Result<Self> {
+        need(&["qemu-system-x86"])?;
+        let dir = dir(workspace, flavour);
+        make_dir(&dir)?;
+        let image = debian::host_image(workspace)?;
+        let daemon = daemon(workspace)?;
+        let identity = identity(&image.dir, &daemon)?;
+
+        let _starting = lock(&dir.join("lock"))?;
+        let users = open_lock(&dir.join("users"))?;
+        let mut state = match running(&dir) {
+            Some(state) if state.identity == identity => state,
+            Some(state) => {
+                say("the virtual host is of an older build: replacing it when its users have left");
+                users.lock()?;
+                stop(&state)?;
+                start(workspace, flavour, &dir, &image, &daemon, identity)?
+            }
+            None => start(workspace, flavour, &dir, &image, &daemon, identity)?,
+        };
+        users.lock_shared()?;
+        state.kept |= keep;
+        remember(&dir, &state)?;
+        Ok(Self { state, dir, users })
+    }
+
+    /// Runs `argv` in the host; see [`Output`] for where its output goes. Returns its exit code.
+    pub fn run(
+        &self,
+        argv: &[String],
+        environment: &[(&str, String)],
+        output: Output,
+    ) -> Result<i32> {
+        let order = wire::Order {
+            token: self.state.token.clone(),
+            argv: argv.to_vec(),
+            environment: environment
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), value.clone()))
+                .collect(),
+            directory: "/root".into(),
+        };
+        client::run(self.state.port, order, output).with_context(|| {
+            format!(
+                "the virtual host's console is in {}",
+                self.dir.join("console.log").display()
+            )
+        })
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        let _ = self.users.unlock();
+        let Ok(_starting) = lock(&self.dir.join("lock")) else {
+            return;
+        };
+        let kept = running(&self.dir).is_none_or(|state| state.kept);
+        if !kept && self.users.try_lock().is_ok() {
+            let _ = stop(&self.state);
+        }
+    }
+}
+
+/// Takes the host of this flavour down, whoever uses it.
+pub fn down(workspace: &Workspace, flavour: Flavour) -> Result<()> {
+    let dir = dir(workspace, flavour);
+    let _starting = lock(&dir.join("lock"))?;
+    match running(&dir) {
+        Some(state) => stop(&state),
+        None => Ok(()),
+    }
+}
+
+fn dir(workspace: &Workspace, flavour: Flavour) -> PathBuf {
+    let name = match flavour {
+        Flavour::Fast => "host".into(),
+        Flavour::Counting { shift } => format!("host-icount-{shift}"),
+    };
+    workspace.root.join(".build").join(name)
+}
+
+/// Builds the program that is PID 1 and daemon of the host.
+fn daemon(workspace: &Workspace) -> Result<PathBuf> {
+    run(static_cargo(workspace, "build").args([
+        "--package",
+        "vmbox-tests",
+        "--bin",
+        "vmbox-hostd",
+    ]))?;
+    Ok(binaries(workspace, Profile::Debug).join("vmbox-hostd"))
+}
+
+fn identity(image: &Path, daemon: &Path) -> Result<String> {
+    use sha2::{Digest as _, Sha256};
+    let mut hash = Sha256::new();
+    hash.update(image.as_os_str().as_encoded_bytes());
+    hash.update(fs::read(daemon)?);
+    Ok(hash
+        .finalize()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect())
+}
+
+/// What the host of this folder is, if its QEMU is alive.
+fn running(dir: &Path) -> Option<State> {
+    let state: State = serde_json::from_slice(&fs::read(dir.join("state.json")).ok()?).ok()?;
+    let command = fs::read(format!("/proc/{}/cmdline", state.pid)).ok()?;
+    let marker = qemu::marker(&state.token);
+    let ours = command
+        .windows(marker.len())
+        .any(|window| window == marker.as_bytes());
+    ours.then_some(state)
+}
+
+fn remember(dir: &Path, state: &State) -> Result<()> {
+    let partial = dir.join("state.partial");
+    fs::write(&partial, serde_json::to_vec(state)?)?;
+    fs::rename(partial, dir.join("state.json"))?;
+    Ok(())
+}
+
+fn stop(state: &State) -> Result<()> {
+    let pid = Pid::from_raw(state.pid);
+    let handle = qemu::handle(state.pid)?;
+    kill(pid, Signal::SIGTERM).context("stop the virtual host")?;
+    qemu::wait_gone(&handle)
+}
+
+/// Boots; the emulator sometimes trips over the kernel patching its own code, so once more if it does.
+fn start(
+    workspace: &Workspace,
+    flavour: Flavour,
+    dir: &Path,
+    image: &debian::HostImage,
+    daemon: &Path,
+    identity: String,
+) -> Result<State> {
+    make_dir(&workspace.results())?;
+    make_dir(&workspace.product())?;
+    let token = token()?;
+    let mut boot_modules = Vec::new();
+    for module in &image.boot_modules {
+        boot_modules.push(
+            module
+                .file_name()
+                .context("a module without a name")?
+                .to_string_lossy()
+                .into_owned(),
+        );
+    }
+    let plan = Plan {
+        token: token.clone(),
+        boot_modules,
+        shares: shares(workspace),
+    };
+    initramfs::write(
+        &dir.join("initramfs.cpio"),
+        daemon,
+        &plan,
+        &image.boot_modules,
+    )?;
+    let machine = qemu::Machine {
+        flavour,
+        dir,
+        image: &image.dir,
+        shares: &plan.shares,
+        token: &token,
+    };
+    for attempt in [1, 2] {
+        say("booting the virtual KVM host (10 to 60 s)");
+        let began = Instant::now();
+        let booted = machine.boot()?;
+        match booted {
+            qemu::Boot::Ready { pid, port } => {
+                say(&format!(
+                    "the virtual host is up after {:.1} s",
+                    began.elapsed().as_secs_f32()
+                ));
+                let state = State {
+                    pid,
+                    port,
+                    token,
+                    identity,
+                    kept: false,
+                };
+                remember(dir, &state)?;
+                return Ok(state);
+            }
+            qemu::Boot::Died(last) if attempt == 1 => {
+                say(&format!(
+                    "the virtual host died while booting ({last}): booting it once more"
+                ));
+            }
+            qemu::Boot::Died(last) => bail!("the virtual host died twice while booting: {last}"),
+        }
+    }
+    bail!("the virtual host did not boot")
+}
+
+fn shares(workspace: &Workspace) -> Vec<SharePlan> {
+    let share = |tag: &str, path: PathBuf, writable, immutable| SharePlan {
+        tag: tag.into(),
+        path,
+        writable,
+        immutable,
+    };
+    vec![
+        share("checkout", workspace.root.clone(), false, false),
+        share("cache", workspace.cache.clone(), false, true),
+        share("results", workspace.results(), true, false),
+    ]
+}
+
+/// 128 random bits in hexadecimal.
+fn token() -> Result<String> {
+    use std::io::Read as _;
+    let mut bytes = [0; 16];
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}

@@ -1,0 +1,250 @@
+//! The emulated machine: QEMU's command line, and waiting until the host is ready or dead.
+
+use std::fs::{self, File};
+use std::io::{BufRead as _, BufReader};
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::Flavour;
+use super::wire::PORT;
+use crate::hostd::{READY, SharePlan};
+
+/// Longer than the slowest boot seen on a busy machine in counting mode, by a factor of three.
+const PATIENCE: Duration = Duration::from_secs(900);
+
+const MEMORY_MIB: u32 = 8192;
+
+/// What is to be emulated.
+pub struct Machine<'a> {
+    pub flavour: Flavour,
+    /// Holds `initramfs.cpio`; the console's log and socket go there.
+    pub dir: &'a Path,
+    /// Holds `rootfs` and `vmlinuz`.
+    pub image: &'a Path,
+    pub shares: &'a [SharePlan],
+    pub token: &'a str,
+}
+
+/// How a boot ended.
+pub enum Boot {
+    /// The daemon listens behind this port.
+    Ready { pid: i32, port: u16 },
+    /// QEMU ended; the last telling line of its console.
+    Died(String),
+}
+
+/// The name by which QEMU's command line tells one host from another, without giving the token away.
+pub fn marker(token: &str) -> String {
+    format!("vmbox-host-{}", token.get(..12).unwrap_or(token))
+}
+
+impl Machine<'_> {
+    /// Starts QEMU in the background and reads the console until the daemon speaks.
+    pub fn boot(&self) -> Result<Boot> {
+        let port = free_port()?;
+        let console = self.dir.join("console");
+        let _ = fs::remove_file(&console);
+        let log = File::create(self.dir.join("qemu.log"))?;
+        let mut child = self
+            .command(port)
+            .current_dir(self.dir)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .process_group(0)
+            .spawn()
+            .context("start qemu-system-x86_64")?;
+        let outcome = watch(&mut child, self.dir);
+        match outcome {
+            Ok(None) => Ok(Boot::Ready {
+                pid: i32::try_from(child.id())?,
+                port,
+            }),
+            Ok(Some(last)) => {
+                let _ = child.kill();
+                child.wait()?;
+                Ok(Boot::Died(last))
+            }
+            Err(error) => {
+                let _ = child.kill();
+                child.wait()?;
+                Err(error)
+            }
+        }
+    }
+
+    fn command(&self, port: u16) -> Command {
+        let mut qemu = Command::new("qemu-system-x86_64");
+        qemu.args([
+            "-name",
+            &marker(self.token),
+            "-M",
+            "q35",
+            "-m",
+            &MEMORY_MIB.to_string(),
+        ]);
+        let timing = match self.flavour {
+            Flavour::Fast => {
+                qemu.args([
+                    "-accel",
+                    "tcg,thread=multi",
+                    "-cpu",
+                    "max,+svm",
+                    "-smp",
+                    "2",
+                ]);
+                ""
+            }
+            Flavour::Counting { shift } => {
+                // No ERMS: with it every byte of a `rep movsb` counts as an instruction.
+                qemu.args([
+                    "-accel",
+                    "tcg",
+                    "-icount",
+                    &format!("shift={shift},sleep=off"),
+                ]);
+                qemu.args(["-cpu", "EPYC-v1,+svm", "-smp", "1"]);
+                " tsc=reliable clocksource=tsc"
+            }
+        };
+        qemu.args([
+            "-display",
+            "none",
+            "-monitor",
+            "none",
+            "-no-reboot",
+            "-nodefaults",
+        ]);
+        qemu.args([
+            "-chardev",
+            "socket,id=console,path=console,server=on,wait=off,logfile=console.log",
+        ]);
+        qemu.args(["-serial", "chardev:console", "-device", "virtio-rng-pci"]);
+        let forward =
+            format!("user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{port}-10.0.2.15:{PORT}");
+        qemu.args([
+            "-netdev",
+            &forward,
+            "-device",
+            "virtio-net-pci,netdev=net,romfile=",
+        ]);
+        share(&mut qemu, "root", &self.image.join("rootfs"), false);
+        for plan in self.shares {
+            share(&mut qemu, &plan.tag, &plan.path, plan.writable);
+        }
+        qemu.arg("-kernel")
+            .arg(self.image.join("vmlinuz"))
+            .args(["-initrd", "initramfs.cpio"]);
+        // The mitigations only slow the emulation down; eth0 is what the daemon expects.
+        qemu.arg("-append").arg(format!(
+            "console=ttyS0 panic=-1 quiet mitigations=off net.ifnames=0{timing}"
+        ));
+        qemu
+    }
+}
+
+fn share(qemu: &mut Command, tag: &str, path: &Path, writable: bool) {
+    let read_only = if writable { "off" } else { "on" };
+    let path = path.display().to_string().replace(',', ",,");
+    qemu.arg("-fsdev").arg(format!(
+        "local,id={tag},path={path},security_model=none,readonly={read_only},multidevs=remap"
+    ));
+    qemu.arg("-device")
+        .arg(format!("virtio-9p-pci,fsdev={tag},mount_tag={tag}"));
+}
+
+/// A port nobody listens on now. Another may take it before QEMU does, which then says so and ends.
+fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
+        .local_addr()?
+        .port())
+}
+
+/// `None` when the daemon is ready, the last telling line when the machine died.
+fn watch(child: &mut Child, dir: &Path) -> Result<Option<String>> {
+    let deadline = Instant::now() + PATIENCE;
+    let Some(console) = console(child, dir, deadline)? else {
+        let log = fs::read_to_string(dir.join("qemu.log")).unwrap_or_default();
+        bail!("qemu-system-x86_64 ended: {}", log.trim());
+    };
+    let mut last = String::from("no output");
+    let mut lines = BufReader::new(console);
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            bail!(
+                "the virtual host did not boot within {} s",
+                PATIENCE.as_secs()
+            );
+        }
+        lines.get_ref().set_read_timeout(Some(left))?;
+        let mut line = Vec::new();
+        if lines
+            .read_until(b'\n', &mut line)
+            .context("read the console")?
+            == 0
+        {
+            return Ok(Some(last));
+        }
+        let line = String::from_utf8_lossy(&line).trim().to_owned();
+        if line.contains(READY) {
+            return Ok(None);
+        }
+        if line.contains("Kernel panic") {
+            return Ok(Some(line));
+        }
+        let telling = ["invalid opcode", "Oops", "BUG:", "vmbox-host:"];
+        if telling.iter().any(|word| line.contains(word)) {
+            last = line;
+        }
+    }
+}
+
+/// Connects to the console as soon as QEMU listens; `None` if it ended before.
+fn console(child: &mut Child, dir: &Path, deadline: Instant) -> Result<Option<UnixStream>> {
+    // By way of the folder's descriptor, because a socket's path may have 107 bytes and a checkout's more.
+    let folder = File::open(dir)?;
+    let path = format!("/proc/self/fd/{}/console", folder.as_raw_fd());
+    while Instant::now() < deadline {
+        if let Ok(stream) = UnixStream::connect(&path) {
+            return Ok(Some(stream));
+        }
+        if child.try_wait()?.is_some() {
+            return Ok(None);
+        }
+        // QEMU has no way to say that it listens.
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    bail!("QEMU does not listen on its console")
+}
+
+/// A descriptor that becomes readable when the process ends.
+pub fn handle(pid: i32) -> Result<OwnedFd> {
+    // SAFETY: pidfd_open takes two integers and touches no memory of ours.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    let fd = i32::try_from(fd)?;
+    if fd < 0 {
+        return Err(std::io::Error::last_os_error()).context("the virtual host's process");
+    }
+    // SAFETY: the kernel has just returned this descriptor, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Waits until the process of the handle has ended.
+pub fn wait_gone(handle: &OwnedFd) -> Result<()> {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    use std::os::fd::AsFd as _;
+    let mut watched = [PollFd::new(handle.as_fd(), PollFlags::POLLIN)];
+    let ended = poll(&mut watched, PollTimeout::from(30_000_u16))?;
+    if ended == 0 {
+        bail!("the virtual host did not end within 30 s");
+    }
+    Ok(())
+}

@@ -1,0 +1,114 @@
+//! Builds what a user installs, static, into one folder.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result};
+
+use crate::shell::{need, output, run};
+use crate::workspace::{Workspace, lock, make_dir, say};
+
+/// The workspace's packages that a product is made of.
+const PACKAGES: [&str; 3] = ["vmbox-shim", "vmbox-vmm", "vmbox-agent"];
+
+/// What compiling them takes beside cargo.
+const TOOLS: [&str; 4] = ["gcc", "libc6-dev", "libseccomp-dev", "pkg-config"];
+
+/// Which cargo profile the product is built with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Profile {
+    /// Quick to build, with assertions.
+    Debug,
+    /// What is shipped and measured.
+    Release,
+}
+
+/// Builds everything and returns the folder: `vmbox`, `vmbox-vmm`, `vmlinux`, `guest.cpio`.
+pub fn build(workspace: &Workspace, profile: Profile) -> Result<PathBuf> {
+    need(&TOOLS)?;
+    let kernel = kernel(workspace)?;
+    say("building vmbox, vmbox-vmm and vmbox-agent");
+    let mut cargo = static_cargo(workspace, "build");
+    for package in PACKAGES {
+        cargo.args(["--package", package]);
+    }
+    cargo.arg("--bins");
+    if profile == Profile::Release {
+        cargo.arg("--release");
+    }
+    run(&mut cargo)?;
+
+    let product = workspace.product();
+    make_dir(&product)?;
+    let _lock = lock(&workspace.root.join(".build/product.lock"))?;
+    let built = binaries(workspace, profile);
+    for name in ["vmbox", "vmbox-vmm"] {
+        place(&built.join(name), &product.join(name))?;
+    }
+    place(&kernel, &product.join("vmlinux"))?;
+    pack(&built.join("vmbox-agent"), &product.join("guest.cpio"))?;
+    say(&format!("{} is complete", product.display()));
+    Ok(product)
+}
+
+/// The guest kernel, from the cache if it is there.
+pub fn kernel(workspace: &Workspace) -> Result<PathBuf> {
+    let mut build = Command::new(workspace.root.join("guest-kernel/build"));
+    Ok(output(build.env("VMBOX_CACHE", &workspace.cache))?.into())
+}
+
+/// `cargo VERB` for static binaries; they run in any host and guest.
+pub fn static_cargo(workspace: &Workspace, verb: &str) -> Command {
+    let arch = std::env::consts::ARCH;
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo
+        .current_dir(&workspace.root)
+        .args([verb, "--quiet", "--target", &triple()])
+        .env("RUSTFLAGS", "-C target-feature=+crt-static")
+        .env("LIBSECCOMP_LINK_TYPE", "static")
+        .env("LIBSECCOMP_LIB_PATH", format!("/usr/lib/{arch}-linux-gnu"));
+    cargo
+}
+
+/// The target that static binaries are built for.
+pub fn triple() -> String {
+    format!("{}-unknown-linux-gnu", std::env::consts::ARCH)
+}
+
+/// Where [`static_cargo`] leaves binaries.
+pub fn binaries(workspace: &Workspace, profile: Profile) -> PathBuf {
+    let folder = match profile {
+        Profile::Debug => "debug",
+        Profile::Release => "release",
+    };
+    workspace
+        .root
+        .join(".build/target")
+        .join(triple())
+        .join(folder)
+}
+
+fn pack(agent: &Path, image: &Path) -> Result<()> {
+    let binary = fs::read(agent).with_context(|| format!("read {}", agent.display()))?;
+    let packed = vmbox_guest_rootfs::pack(&binary)?;
+    say(&format!("guest image: {} bytes", packed.len()));
+    write_if_new(image, &packed)
+}
+
+/// Copies a file in one step, unless the same bytes are there already.
+fn place(from: &Path, to: &Path) -> Result<()> {
+    let content = fs::read(from).with_context(|| format!("read {}", from.display()))?;
+    write_if_new(to, &content)
+}
+
+fn write_if_new(to: &Path, content: &[u8]) -> Result<()> {
+    if fs::read(to).is_ok_and(|old| old == content) {
+        return Ok(());
+    }
+    let partial = to.with_extension("partial");
+    fs::write(&partial, content).with_context(|| format!("write {}", partial.display()))?;
+    fs::set_permissions(&partial, fs::Permissions::from_mode(0o755))?;
+    fs::rename(&partial, to).with_context(|| format!("write {}", to.display()))
+}

@@ -1,0 +1,85 @@
+//! `cargo dev test`: the unit tests here, then the system tests where guests run.
+
+use std::path::PathBuf;
+use std::process::Stdio;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::debian;
+use crate::product::{self, Profile, static_cargo};
+use crate::shell::run;
+use crate::test_host;
+use crate::workspace::{Workspace, say};
+
+/// Which tests are wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Tier {
+    /// Those that need no guest.
+    Unit,
+    /// Those that start guests.
+    System,
+    /// Both.
+    All,
+}
+
+/// Runs them; the test runner's closing line is the last. Returns its exit code.
+pub fn run_tests(workspace: &Workspace, tier: Tier, filter: &[String]) -> Result<i32> {
+    if tier != Tier::System {
+        say("unit tests");
+        let mut cargo =
+            std::process::Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        cargo
+            .current_dir(&workspace.root)
+            .args(["test", "--quiet", "--workspace"]);
+        if !filter.is_empty() {
+            cargo.arg("--").args(filter);
+        }
+        run(&mut cargo)?;
+    }
+    if tier == Tier::Unit {
+        return Ok(0);
+    }
+    let images = debian::container_images(workspace)?;
+    product::build(workspace, Profile::Release)?;
+    let tests = system_tests(workspace)?;
+    let host = test_host::choose(workspace)?;
+    say("system tests");
+    let mut argv = vec![tests.display().to_string(), "--test-threads=2".into()];
+    argv.extend_from_slice(filter);
+    let environment = [
+        ("VMBOX_TEST_PRODUCT", host.product().display().to_string()),
+        ("VMBOX_TEST_IMAGES", images.display().to_string()),
+    ];
+    host.run(&argv, &environment)
+}
+
+/// Builds the system tests, static so that they run in any host, and returns their program.
+fn system_tests(workspace: &Workspace) -> Result<PathBuf> {
+    say("building the system tests");
+    let mut cargo = static_cargo(workspace, "test");
+    cargo.args([
+        "--package",
+        "vmbox-tests",
+        "--test",
+        "system",
+        "--no-run",
+        "--message-format=json",
+    ]);
+    let output = cargo
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .context("run cargo")?;
+    if !output.status.success() {
+        bail!("the system tests don't build");
+    }
+    for line in String::from_utf8(output.stdout)?.lines() {
+        let message: serde_json::Value = serde_json::from_str(line)?;
+        if message["target"]["name"] == "system"
+            && let Some(program) = message["executable"].as_str()
+        {
+            return Ok(program.into());
+        }
+    }
+    bail!("cargo named no program for the system tests")
+}
