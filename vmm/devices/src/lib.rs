@@ -3,6 +3,7 @@
 
 pub mod blk;
 pub mod device;
+pub mod fs;
 pub mod queue;
 pub mod rng;
 #[cfg(any(test, feature = "testing"))]
