@@ -1,0 +1,599 @@
+//! One container from create to delete.
+//!
+//! ```text
+//!             create             start            init exits
+//!  (nothing) ───────► Creating ─► Created ─► Running ─► Stopped ─► (deleted)
+//!                        │           │      │     ▲       ▲
+//!                        └ fails:    │ pause│     │resume │ init exits (killed while paused)
+//!                          nothing   │      ▼     │       │
+//!                          is left   │      Paused ───────┤
+//!                                    └────────────────────┘ init killed before start
+//! ```
+//! States are those of OCI runtime-spec runtime.md#state, and `paused`.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use nix::errno::Errno;
+
+use crate::cgroup::Cgroup;
+use crate::executor::{self, Failure, Launch, Request};
+use crate::host::Dialer;
+use crate::process::Process;
+use crate::reaper::Reaper;
+use crate::spec::{self, ContainerId, SpecError};
+use crate::stdio::{Ports, Streams};
+
+/// A directory per container with its config.json.
+pub const BUNDLES: &str = "/run/vmbox/bundles";
+
+/// Where a container is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    Creating,
+    Created,
+    Running,
+    Paused,
+    Stopped,
+}
+
+impl State {
+    /// Its name on the wire.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Creating => "creating",
+            Self::Created => "created",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Stopped => "stopped",
+        }
+    }
+
+    /// Whether something may be done in this state.
+    pub fn allows(self, action: Action) -> bool {
+        match action {
+            Action::Start => self == Self::Created,
+            Action::Exec | Action::Pause => self == Self::Running,
+            Action::Resume => self == Self::Paused,
+            Action::Kill => matches!(self, Self::Created | Self::Running | Self::Paused),
+            Action::Delete => self == Self::Stopped,
+            Action::DeleteByForce => self != Self::Creating,
+        }
+    }
+}
+
+/// What can be asked of a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    Start,
+    Exec,
+    Pause,
+    Resume,
+    Kill,
+    Delete,
+    DeleteByForce,
+}
+
+impl Action {
+    fn verb(self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::Exec => "exec in",
+            Self::Pause => "pause",
+            Self::Resume => "resume",
+            Self::Kill => "signal",
+            Self::Delete | Self::DeleteByForce => "delete",
+        }
+    }
+}
+
+/// Why a request was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum ContainerError {
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    #[error("root.path: {0} is not a directory in the guest")]
+    NoRoot(PathBuf),
+    #[error("no container {0}")]
+    Unknown(String),
+    #[error("container {0} exists already")]
+    Exists(ContainerId),
+    #[error("container {id} has no process {process:?}")]
+    NoProcess { id: ContainerId, process: String },
+    #[error("container {id} has a process {process:?} already")]
+    ProcessExists { id: ContainerId, process: String },
+    #[error("can't {} container {id}: it is {}", action.verb(), state.name())]
+    State {
+        id: ContainerId,
+        action: Action,
+        state: State,
+    },
+    #[error("{0} has no terminal")]
+    NoTerminal(String),
+    #[error("signal {signal}: {source}")]
+    Signal { signal: u32, source: Errno },
+    #[error(transparent)]
+    Executor(#[from] Failure),
+    #[error("{step}: {source}")]
+    Io {
+        step: String,
+        source: std::io::Error,
+    },
+}
+
+impl ContainerError {
+    fn io(step: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
+        let step = step.into();
+        move |source| Self::Io { step, source }
+    }
+}
+
+/// What a container needs of the pod.
+#[derive(Debug, Clone)]
+pub struct Tools {
+    pub reaper: Reaper,
+    pub dialer: Dialer,
+}
+
+/// How a process is connected.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Connection {
+    pub terminal: bool,
+    pub ports: Ports,
+    pub columns: u32,
+    pub rows: u32,
+}
+
+/// A container that was created.
+#[derive(Debug)]
+pub struct Container {
+    id: ContainerId,
+    tools: Tools,
+    bundle: PathBuf,
+    cgroup: Cgroup,
+    state: Mutex<State>,
+    launch: Mutex<Option<Launch>>,
+    init: Arc<Process>,
+    execs: Mutex<HashMap<String, Option<Arc<Process>>>>,
+    /// Held by what must not overlap in one container: start, exec, pause, resume, delete.
+    turn: tokio::sync::Mutex<()>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Runs what blocks away from the agent's only thread.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+) -> Result<T, ContainerError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => Ok(result?),
+        Err(error) => Err(ContainerError::Io {
+            step: "executor".into(),
+            source: error.into(),
+        }),
+    }
+}
+
+impl Container {
+    /// Makes a container whose init waits for [`Self::start`]. A failure leaves nothing of it.
+    ///
+    /// # Errors
+    /// What is wrong with the spec, or which step failed.
+    pub async fn create(
+        id: ContainerId,
+        json: &[u8],
+        connection: Connection,
+        tools: Tools,
+    ) -> Result<Arc<Self>, ContainerError> {
+        let prepared = spec::prepare(json, &id, connection.terminal)?;
+        let root = spec::root(&prepared.spec);
+        if !root.is_dir() {
+            return Err(ContainerError::NoRoot(root));
+        }
+        let bundle = Path::new(BUNDLES).join(id.as_str());
+        let cgroup = Cgroup::of(&id);
+        fs::create_dir_all(&bundle).map_err(ContainerError::io("create the bundle"))?;
+        let made = Self::create_in(&id, &bundle, &cgroup, &prepared, connection, tools).await;
+        if made.is_err() {
+            remove_traces(&id, &bundle, &cgroup).await;
+        }
+        made
+    }
+
+    async fn create_in(
+        id: &ContainerId,
+        bundle: &Path,
+        cgroup: &Cgroup,
+        prepared: &spec::Prepared,
+        connection: Connection,
+        tools: Tools,
+    ) -> Result<Arc<Self>, ContainerError> {
+        let config = serde_json::to_vec(&prepared.spec).map_err(|e| ContainerError::Io {
+            step: "write config.json".into(),
+            source: e.into(),
+        })?;
+        fs::write(bundle.join("config.json"), config)
+            .map_err(ContainerError::io("write config.json"))?;
+        let (streams, ends) = Streams::open(
+            &tools.dialer,
+            connection.ports,
+            connection.terminal,
+            prepared.owner,
+        )
+        .await
+        .map_err(ContainerError::io("connect the streams"))?;
+        let start = tools.reaper.start();
+        let request = Request::Create {
+            id: id.to_string(),
+            bundle: bundle.display().to_string(),
+            terminal: connection.terminal,
+        };
+        let made = blocking(move || executor::run(&request, &ends)).await?;
+        let exit = start.expect(made.pid);
+        if made.terminal.is_some() {
+            // libcontainer leaves the terminal to root; a user who can't open it again has no working /dev/stderr.
+            let _ = nix::unistd::chown(
+                format!("/proc/{}/fd/0", made.pid).as_str(),
+                Some(prepared.owner.uid.into()),
+                None,
+            );
+        }
+        let init = Arc::new(Process::new(made.pid, made.terminal));
+        size_terminal(&init, connection);
+        let container = Arc::new(Self {
+            id: id.clone(),
+            tools: tools.clone(),
+            bundle: bundle.into(),
+            cgroup: cgroup.clone(),
+            state: Mutex::new(State::Created),
+            launch: Mutex::new(Some(made.launch)),
+            init,
+            execs: Mutex::default(),
+            turn: tokio::sync::Mutex::default(),
+        });
+        let followed = container.clone();
+        tokio::spawn(async move {
+            let on_exit = || {
+                *lock(&followed.state) = State::Stopped;
+                // What shares no PID namespace with init outlives it otherwise, and holds its streams.
+                followed.cgroup.kill();
+                followed.cgroup.oom_kills() > 0
+            };
+            followed.init.follow(streams, exit, on_exit).await;
+        });
+        Ok(container)
+    }
+
+    /// Its init's process id.
+    pub fn pid(&self) -> u32 {
+        self.init.pid
+    }
+
+    /// Where it is in its life.
+    pub fn state(&self) -> State {
+        *lock(&self.state)
+    }
+
+    /// Its cgroup.
+    pub fn cgroup(&self) -> &Cgroup {
+        &self.cgroup
+    }
+
+    fn check(&self, action: Action) -> Result<(), ContainerError> {
+        let state = self.state();
+        if state.allows(action) {
+            Ok(())
+        } else {
+            Err(ContainerError::State {
+                id: self.id.clone(),
+                action,
+                state,
+            })
+        }
+    }
+
+    /// Lets init execute its program.
+    ///
+    /// # Errors
+    /// Not created, or the program can't be executed; then the container has stopped.
+    pub async fn start(&self) -> Result<(), ContainerError> {
+        let _turn = self.turn.lock().await;
+        self.check(Action::Start)?;
+        let socket = Path::new(executor::STATE)
+            .join(self.id.as_str())
+            .join("notify.sock");
+        let launch = lock(&self.launch).take();
+        blocking(move || {
+            notify(&socket).map_err(|error| Failure {
+                kind: executor::FailureKind::Other,
+                message: format!("start: {error}"),
+            })?;
+            launch.map_or(Ok(()), Launch::wait)
+        })
+        .await?;
+        let mut state = lock(&self.state);
+        // It may have run to its end already.
+        if *state == State::Created {
+            *state = State::Running;
+        }
+        Ok(())
+    }
+
+    /// Starts another process.
+    ///
+    /// # Errors
+    /// Not running, the name is taken, or the program can't be executed.
+    pub async fn exec(
+        self: &Arc<Self>,
+        name: &str,
+        json: &[u8],
+        connection: Connection,
+    ) -> Result<u32, ContainerError> {
+        let _turn = self.turn.lock().await;
+        self.check(Action::Exec)?;
+        let process = spec::prepare_process(json, connection.terminal)?;
+        if name.is_empty() || lock(&self.execs).contains_key(name) {
+            return Err(ContainerError::ProcessExists {
+                id: self.id.clone(),
+                process: name.into(),
+            });
+        }
+        lock(&self.execs).insert(name.into(), None);
+        let made = self.exec_named(name, &process, connection).await;
+        if made.is_err() {
+            lock(&self.execs).remove(name);
+        }
+        made
+    }
+
+    async fn exec_named(
+        self: &Arc<Self>,
+        name: &str,
+        process: &libcontainer::oci_spec::runtime::Process,
+        connection: Connection,
+    ) -> Result<u32, ContainerError> {
+        let config: libcontainer::oci_spec::runtime::Spec =
+            fs::read(self.bundle.join("config.json"))
+                .and_then(|bytes| Ok(serde_json::from_slice(&bytes)?))
+                .map_err(ContainerError::io("read config.json"))?;
+        let linux = config.linux().clone().unwrap_or_default();
+        let owner = spec::owner(process, &linux);
+        let file = self.bundle.join("process.json");
+        fs::write(&file, serde_json::to_vec(process).unwrap_or_default())
+            .map_err(ContainerError::io("write process.json"))?;
+        let (streams, ends) = Streams::open(
+            &self.tools.dialer,
+            connection.ports,
+            connection.terminal,
+            owner,
+        )
+        .await
+        .map_err(ContainerError::io("connect the streams"))?;
+        let request = Request::Exec {
+            init_pid: self.init.pid,
+            bundle: self.bundle.display().to_string(),
+            process: file.display().to_string(),
+            cgroup: self.cgroup.path().display().to_string(),
+            terminal: connection.terminal,
+            owner_uid: process.user().uid(),
+        };
+        let kills_before = self.cgroup.oom_kills();
+        let start = self.tools.reaper.start();
+        let (pid, terminal) = blocking(move || {
+            let made = executor::run(&request, &ends)?;
+            // Else our own copy of the process' ends would keep its streams open.
+            drop(ends);
+            let terminal = made.launch.wait_with_terminal(made.terminal)?;
+            Ok((made.pid, terminal))
+        })
+        .await?;
+        let exit = start.expect(pid);
+        let process = Arc::new(Process::new(pid, terminal));
+        size_terminal(&process, connection);
+        lock(&self.execs).insert(name.into(), Some(process.clone()));
+        let cgroup = self.cgroup.clone();
+        tokio::spawn(async move {
+            process
+                .follow(streams, exit, || cgroup.oom_kills() > kills_before)
+                .await
+        });
+        Ok(pid)
+    }
+
+    /// The init process for the empty name, else an exec's.
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub fn process(&self, name: &str) -> Result<Arc<Process>, ContainerError> {
+        if name.is_empty() {
+            return Ok(self.init.clone());
+        }
+        lock(&self.execs)
+            .get(name)
+            .cloned()
+            .flatten()
+            .ok_or_else(|| ContainerError::NoProcess {
+                id: self.id.clone(),
+                process: name.into(),
+            })
+    }
+
+    /// Forgets an exec that has ended and was waited for.
+    pub fn forget(&self, name: &str) {
+        let mut execs = lock(&self.execs);
+        if execs
+            .get(name)
+            .is_some_and(|p| p.as_ref().is_some_and(|p| p.is_finished()))
+        {
+            execs.remove(name);
+        }
+    }
+
+    /// Signals init, or every process.
+    ///
+    /// # Errors
+    /// It has stopped, or there is no such signal.
+    pub fn kill(&self, signal: u32, all: bool) -> Result<(), ContainerError> {
+        if !all {
+            self.check(Action::Kill)?;
+            return signal_process(&self.init, signal);
+        }
+        if signal == libc::SIGKILL as u32 {
+            self.cgroup.kill();
+            return Ok(());
+        }
+        self.check(Action::Kill)?;
+        let number = i32::try_from(signal).ok().filter(|n| (0..=64).contains(n));
+        let number = number.ok_or(ContainerError::Signal {
+            signal,
+            source: Errno::EINVAL,
+        })?;
+        for pid in self.cgroup.processes() {
+            // SAFETY: kill takes two integers. One that has just ended gives ESRCH, which is as good.
+            unsafe { libc::kill(pid as libc::pid_t, number) };
+        }
+        Ok(())
+    }
+
+    /// Stops every process, and answers when all have stopped.
+    ///
+    /// # Errors
+    /// Not running, or the kernel refused.
+    pub async fn pause(&self) -> Result<(), ContainerError> {
+        let _turn = self.turn.lock().await;
+        self.check(Action::Pause)?;
+        self.freeze(true, State::Paused).await
+    }
+
+    /// Lets every process go on.
+    ///
+    /// # Errors
+    /// Not paused, or the kernel refused.
+    pub async fn resume(&self) -> Result<(), ContainerError> {
+        let _turn = self.turn.lock().await;
+        self.check(Action::Resume)?;
+        self.freeze(false, State::Running).await
+    }
+
+    async fn freeze(&self, frozen: bool, then: State) -> Result<(), ContainerError> {
+        self.cgroup
+            .freeze(frozen)
+            .map_err(ContainerError::io("cgroup.freeze"))?;
+        let cgroup = self.cgroup.clone();
+        let settled = move || {
+            !cgroup.path().exists() || !cgroup.is_populated() || cgroup.is_frozen() == frozen
+        };
+        crate::cgroup::wait_for_event(&self.cgroup, settled)
+            .await
+            .map_err(ContainerError::io("cgroup.events"))?;
+        let mut state = lock(&self.state);
+        if *state != State::Stopped {
+            *state = then;
+        }
+        Ok(())
+    }
+
+    /// Removes what is left of it. With `force` it is killed first.
+    ///
+    /// # Errors
+    /// It has not stopped.
+    pub async fn delete(&self, force: bool) -> Result<(), ContainerError> {
+        let _turn = self.turn.lock().await;
+        self.check(if force {
+            Action::DeleteByForce
+        } else {
+            Action::Delete
+        })?;
+        self.cgroup.kill();
+        self.init.wait().await;
+        remove_traces(&self.id, &self.bundle, &self.cgroup).await;
+        Ok(())
+    }
+}
+
+/// Sends a signal; that the process has ended is said as the state it is.
+///
+/// # Errors
+/// The kernel refused.
+pub fn signal_process(process: &Process, signal: u32) -> Result<(), ContainerError> {
+    process
+        .signal(signal)
+        .map_err(|source| ContainerError::Signal { signal, source })
+}
+
+fn size_terminal(process: &Process, connection: Connection) {
+    if connection.terminal && connection.columns > 0 && connection.rows > 0 {
+        let _ = process.resize(connection.columns, connection.rows);
+    }
+}
+
+/// libcontainer's init waits on this socket. By its short name, as a socket's path has room for 107 characters only.
+fn notify(socket: &Path) -> std::io::Result<()> {
+    use std::io::Write;
+    use std::os::fd::AsRawFd;
+    let directory = fs::File::open(socket.parent().unwrap_or(Path::new("/")))?;
+    let short = format!("/proc/self/fd/{}/notify.sock", directory.as_raw_fd());
+    std::os::unix::net::UnixStream::connect(short)?.write_all(b"start")
+}
+
+/// Kills and removes everything that a container has in the guest. Its processes may still be on their way out.
+async fn remove_traces(id: &ContainerId, bundle: &Path, cgroup: &Cgroup) {
+    cgroup.kill();
+    let empty = {
+        let cgroup = cgroup.clone();
+        move || !cgroup.is_populated()
+    };
+    if let Err(error) = crate::cgroup::wait_for_event(cgroup, empty).await {
+        crate::log::warn(&format!(
+            "vmbox-agent: {}: {error}",
+            cgroup.path().display()
+        ));
+    }
+    if let Err(error) = cgroup.remove() {
+        crate::log::warn(&format!(
+            "vmbox-agent: remove {}: {error}",
+            cgroup.path().display()
+        ));
+    }
+    let _ = fs::remove_dir_all(Path::new(executor::STATE).join(id.as_str()));
+    let _ = fs::remove_dir_all(bundle);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use Action::*;
+    use State::*;
+
+    #[test]
+    fn each_state_allows_what_the_picture_shows() {
+        let allowed = |state: State| -> Vec<Action> {
+            [Start, Exec, Pause, Resume, Kill, Delete, DeleteByForce]
+                .into_iter()
+                .filter(|&a| state.allows(a))
+                .collect()
+        };
+        assert_eq!(allowed(Creating), []);
+        assert_eq!(allowed(Created), [Start, Kill, DeleteByForce]);
+        assert_eq!(allowed(Running), [Exec, Pause, Kill, DeleteByForce]);
+        assert_eq!(allowed(Paused), [Resume, Kill, DeleteByForce]);
+        assert_eq!(allowed(Stopped), [Delete, DeleteByForce]);
+    }
+
+    #[test]
+    fn refusal_names_action_and_state() {
+        let error = ContainerError::State {
+            id: ContainerId::parse("web").unwrap(),
+            action: Exec,
+            state: Paused,
+        };
+        assert_eq!(
+            error.to_string(),
+            "can't exec in container web: it is paused"
+        );
+    }
+}

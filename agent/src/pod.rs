@@ -1,0 +1,241 @@
+//! The machine as a whole: what the host tells it once, the containers in it, and its end.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use nix::mount::{MsFlags, mount};
+use nix::sys::time::{TimeSpec, TimeValLike};
+use nix::time::{ClockId, clock_settime};
+use tokio::sync::Notify;
+
+use crate::boot::{BootError, Step};
+use crate::container::{Connection, Container, ContainerError, State, Tools};
+use crate::spec::ContainerId;
+
+/// Where virtio-fs tags appear.
+pub const SHARES: &str = "/run/vmbox/shares";
+
+/// The pod's containers; None while one is being created.
+type Containers = HashMap<ContainerId, Option<Arc<Container>>>;
+
+/// What the services share.
+#[derive(Debug)]
+pub struct Pod {
+    tools: Tools,
+    containers: Mutex<Containers>,
+    set_up: AtomicBool,
+    /// Told when the host asked for the end, so that the connection is given up after the answer.
+    pub shutdown: Notify,
+}
+
+/// What [`Pod::setup`] is told.
+#[derive(Debug, Default)]
+pub struct Setup {
+    pub hostname: String,
+    pub time_unix_ns: i64,
+    pub entropy: Vec<u8>,
+    /// Tag, and whether with DAX.
+    pub shares: Vec<(String, bool)>,
+}
+
+impl Pod {
+    /// An empty pod.
+    pub fn new(tools: Tools) -> Self {
+        Self {
+            tools,
+            containers: Mutex::default(),
+            set_up: AtomicBool::new(false),
+            shutdown: Notify::new(),
+        }
+    }
+
+    fn containers(&self) -> MutexGuard<'_, Containers> {
+        self.containers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Names the machine, sets its clock, feeds its entropy pool, mounts its shares. False when that was done before.
+    ///
+    /// # Errors
+    /// The step that failed.
+    pub fn setup(&self, setup: &Setup) -> Result<bool, BootError> {
+        if self.set_up.swap(true, Ordering::SeqCst) {
+            return Ok(false);
+        }
+        if !setup.entropy.is_empty() {
+            add_entropy(&setup.entropy).step("add entropy")?;
+        }
+        if setup.time_unix_ns > 0 {
+            clock_settime(
+                ClockId::CLOCK_REALTIME,
+                TimeSpec::nanoseconds(setup.time_unix_ns),
+            )
+            .step("set the clock")?;
+        }
+        if !setup.hostname.is_empty() {
+            nix::unistd::sethostname(&setup.hostname).step("set the hostname")?;
+        }
+        for (tag, dax) in &setup.shares {
+            mount_share(tag, *dax)?;
+        }
+        Ok(true)
+    }
+
+    /// Creates a container under a name that no other has.
+    ///
+    /// # Errors
+    /// The name is taken, or [`Container::create`] fails.
+    pub async fn create(
+        &self,
+        id: &str,
+        spec: &[u8],
+        connection: Connection,
+    ) -> Result<u32, ContainerError> {
+        let id = ContainerId::parse(id)?;
+        {
+            let mut containers = self.containers();
+            if containers.contains_key(&id) {
+                return Err(ContainerError::Exists(id));
+            }
+            containers.insert(id.clone(), None);
+        }
+        match Container::create(id.clone(), spec, connection, self.tools.clone()).await {
+            Ok(container) => {
+                let pid = container.pid();
+                self.containers().insert(id, Some(container));
+                Ok(pid)
+            }
+            Err(error) => {
+                self.containers().remove(&id);
+                Err(error)
+            }
+        }
+    }
+
+    /// A container and its state; None for the container while it is being created.
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub fn state(&self, id: &str) -> Result<(State, u32), ContainerError> {
+        let found = self.find(id)?;
+        Ok(found.map_or((State::Creating, 0), |c| (c.state(), c.pid())))
+    }
+
+    /// A container that was created.
+    ///
+    /// # Errors
+    /// There is none of that name, or not yet.
+    pub fn container(&self, id: &str) -> Result<Arc<Container>, ContainerError> {
+        self.find(id)?
+            .ok_or_else(|| ContainerError::Unknown(id.into()))
+    }
+
+    fn find(&self, id: &str) -> Result<Option<Arc<Container>>, ContainerError> {
+        let key = ContainerId::parse(id)?;
+        self.containers()
+            .get(&key)
+            .cloned()
+            .ok_or_else(|| ContainerError::Unknown(id.into()))
+    }
+
+    /// Deletes a container and frees its name.
+    ///
+    /// # Errors
+    /// [`Container::delete`]'s.
+    pub async fn delete(&self, id: &str, force: bool) -> Result<(), ContainerError> {
+        let container = self.container(id)?;
+        container.delete(force).await?;
+        self.containers().remove(&ContainerId::parse(id)?);
+        Ok(())
+    }
+
+    /// Kills every container and writes what is dirty. The caller answers the host, then the machine ends.
+    pub async fn stop_everything(&self) {
+        let all: Vec<_> = self.containers().values().flatten().cloned().collect();
+        for container in &all {
+            container.cgroup().kill();
+        }
+        for container in all {
+            if let Ok(init) = container.process("") {
+                init.wait().await;
+            }
+        }
+        nix::unistd::sync();
+    }
+}
+
+/// A tag is a file name here, and at most 36 bytes (virtio 1.2 §5.11.4).
+fn mount_share(tag: &str, dax: bool) -> Result<(), BootError> {
+    let good = (1..=36).contains(&tag.len()) && !tag.contains('/') && tag != "." && tag != "..";
+    if !good {
+        return Err(io::Error::from(io::ErrorKind::InvalidInput))
+            .step(format!("mount share {tag:?}"));
+    }
+    let target = Path::new(SHARES).join(tag);
+    fs::create_dir_all(&target).step(format!("create {}", target.display()))?;
+    mount(
+        Some(tag),
+        &target,
+        Some("virtiofs"),
+        MsFlags::empty(),
+        dax.then_some("dax"),
+    )
+    .step(format!("mount share {tag:?} on {}", target.display()))
+}
+
+/// The most that the pool takes at once is far above any seed that the host has reason to send.
+const MAX_SEED: usize = 4096;
+
+/// RNDADDENTROPY: counts as entropy, so that getrandom(2) never blocks (drivers/char/random.c).
+fn add_entropy(seed: &[u8]) -> io::Result<()> {
+    let seed = seed.get(..seed.len().min(MAX_SEED)).unwrap_or_default();
+    let mut request = Vec::with_capacity(8 + seed.len());
+    request.extend_from_slice(&((seed.len() * 8) as i32).to_ne_bytes());
+    request.extend_from_slice(&(seed.len() as i32).to_ne_bytes());
+    request.extend_from_slice(seed);
+    let random = fs::File::open("/dev/random")?;
+    const RNDADDENTROPY: libc::c_ulong = nix::request_code_write!(b'R', 3, 8);
+    // SAFETY: a rand_pool_info is two ints and as many bytes as the second says; `request` is laid out so.
+    nix::errno::Errno::result(unsafe {
+        libc::ioctl(random.as_raw_fd(), RNDADDENTROPY as _, request.as_ptr())
+    })?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod() -> Pod {
+        Pod::new(Tools {
+            reaper: Default::default(),
+            dialer: crate::host::Dialer::Vsock,
+        })
+    }
+
+    #[tokio::test]
+    async fn failed_create_frees_the_name() {
+        let pod = pod();
+        for _ in 0..2 {
+            let error = pod
+                .create("a", b"{}", Connection::default())
+                .await
+                .unwrap_err();
+            assert!(matches!(error, ContainerError::Spec(_)), "{error}");
+        }
+        assert!(matches!(pod.state("a"), Err(ContainerError::Unknown(_))));
+    }
+
+    #[test]
+    fn a_tag_can_not_leave_the_folder_of_shares() {
+        for tag in ["", "..", "../etc", "a/b"] {
+            assert!(mount_share(tag, false).is_err(), "{tag}");
+        }
+    }
+}
