@@ -1,9 +1,11 @@
 //! Everything the guest can touch. No KVM here, no containers, and guest bytes can't panic it.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod balloon;
 pub mod blk;
 pub mod device;
 pub mod fs;
+pub mod legacy;
 pub mod queue;
 pub mod rng;
 #[cfg(any(test, feature = "testing"))]
