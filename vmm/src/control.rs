@@ -1,0 +1,196 @@
+//! The control socket: one [`Control`] per line in, one [`Reply`] per line out.
+
+use std::collections::HashMap;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use vmbox_config::{Control, Reply};
+
+use crate::event::{Wake, Wakes};
+
+/// The longest request is a fraction of this.
+const LINE_BYTES: usize = 1024;
+/// The host library needs one.
+const CLIENTS: usize = 8;
+
+/// The listening socket and its connections. The socket file is unlinked when it is dropped.
+pub struct ControlSocket {
+    path: PathBuf,
+    listener: UnixListener,
+    clients: HashMap<u32, Client>,
+    next: u32,
+}
+
+struct Client {
+    stream: UnixStream,
+    input: Vec<u8>,
+}
+
+impl ControlSocket {
+    /// Listens at `path`, for its owner only.
+    ///
+    /// # Errors
+    /// The socket can't be made there.
+    pub fn bind(path: &Path) -> io::Result<Self> {
+        let listener = UnixListener::bind(path)?;
+        // Guards the file before it can be of use; nobody is accepted before this returns.
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+        listener.set_nonblocking(true)?;
+        Ok(Self {
+            path: path.into(),
+            listener,
+            clients: HashMap::new(),
+            next: 0,
+        })
+    }
+
+    /// To wake for [`Wake::ControlListener`].
+    pub fn listener_fd(&self) -> RawFd {
+        self.listener.as_raw_fd()
+    }
+
+    /// Accepts who is waiting; beyond eight connections at once, closes them.
+    pub fn accept(&mut self, wakes: &Wakes) {
+        while let Ok((stream, _)) = self.listener.accept() {
+            let number = self.next;
+            self.next = self.next.wrapping_add(1);
+            let ready = stream
+                .set_nonblocking(true)
+                .and_then(|()| wakes.add(stream.as_raw_fd(), Wake::ControlClient(number)));
+            if ready.is_ok() && self.clients.len() < CLIENTS {
+                self.clients.insert(
+                    number,
+                    Client {
+                        stream,
+                        input: Vec::new(),
+                    },
+                );
+            }
+        }
+    }
+
+    /// Answers what a connection has sent, by `answer`; drops it when it is done or misbehaves.
+    pub fn serve(&mut self, number: u32, answer: &mut dyn FnMut(Control) -> Reply) {
+        let Some(client) = self.clients.get_mut(&number) else {
+            return;
+        };
+        if !client.serve(answer) {
+            self.clients.remove(&number);
+        }
+    }
+}
+
+impl Drop for ControlSocket {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+impl Client {
+    /// Whether the connection stays.
+    fn serve(&mut self, answer: &mut dyn FnMut(Control) -> Reply) -> bool {
+        let mut chunk = [0; LINE_BYTES];
+        let received = match self.stream.read(&mut chunk) {
+            Ok(0) => return false,
+            Ok(received) => received,
+            Err(error) => return error.kind() == io::ErrorKind::WouldBlock,
+        };
+        self.input.extend_from_slice(&chunk[..received]);
+        while let Some(end) = self.input.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = self.input.drain(..=end).collect();
+            if !self.send(&reply(&line, answer)) {
+                return false;
+            }
+        }
+        if self.input.len() > LINE_BYTES {
+            self.send(&Reply::Error {
+                message: format!("a request has at most {LINE_BYTES} bytes"),
+            });
+            return false;
+        }
+        true
+    }
+
+    /// A client that does not read its replies is dropped rather than waited for.
+    fn send(&mut self, reply: &Reply) -> bool {
+        let Ok(mut line) = serde_json::to_vec(reply) else {
+            return false;
+        };
+        line.push(b'\n');
+        self.stream.write_all(&line).is_ok()
+    }
+}
+
+fn reply(line: &[u8], answer: &mut dyn FnMut(Control) -> Reply) -> Reply {
+    if line.len() > LINE_BYTES {
+        return Reply::Error {
+            message: format!("a request has at most {LINE_BYTES} bytes"),
+        };
+    }
+    match serde_json::from_slice(line) {
+        Ok(control) => answer(control),
+        Err(error) => Reply::Error {
+            message: format!("malformed request: {error}"),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader};
+
+    use super::*;
+
+    /// Sends `input` to a socket that answers every request with Ok; returns what comes back.
+    fn exchange(input: &[u8]) -> Vec<Reply> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("control");
+        let wakes = Wakes::new().unwrap();
+        let mut socket = ControlSocket::bind(&path).unwrap();
+        assert_eq!(
+            std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+        let mut stream = UnixStream::connect(&path).unwrap();
+        stream.write_all(input).unwrap();
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        socket.accept(&wakes);
+        while !socket.clients.is_empty() {
+            socket.serve(0, &mut |_| Reply::Ok);
+        }
+        drop(socket);
+        assert!(!path.exists());
+        BufReader::new(stream)
+            .lines()
+            .map_while(Result::ok)
+            .map(|line| serde_json::from_str(&line).unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn each_line_is_answered_in_order() {
+        let replies = exchange(b"{\"op\":\"pause\"}\n{\"op\":\"fly\"}\n{\"op\":\"stats\"}\n");
+        assert!(
+            matches!(replies[..], [Reply::Ok, Reply::Error { .. }, Reply::Ok]),
+            "{replies:?}"
+        );
+    }
+
+    #[test]
+    fn an_endless_line_is_refused_and_the_connection_closed() {
+        let replies = exchange(&[b'x'; 5000]);
+        assert!(matches!(replies[..], [Reply::Error { .. }]), "{replies:?}");
+    }
+
+    #[test]
+    fn bytes_that_are_not_utf8_are_an_error_not_an_end() {
+        let replies = exchange(b"\xff\xfe\n{\"op\":\"resume\"}\n");
+        assert!(
+            matches!(replies[..], [Reply::Error { .. }, Reply::Ok]),
+            "{replies:?}"
+        );
+    }
+}

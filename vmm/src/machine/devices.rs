@@ -1,0 +1,136 @@
+//! Builds each device of a configuration from its files and sockets: the glue between VmConfig and `vmbox_devices`.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use vm_memory::GuestAddress;
+use vmbox_config::{DiskConfig, ShareConfig, VsockConfig};
+use vmbox_devices::balloon::{self, BalloonHandle, Reclaim};
+use vmbox_devices::blk::Blk;
+use vmbox_devices::device::GuestRam;
+use vmbox_devices::fs::{DaxMapper, DaxWindow, Fs, FsConfig};
+use vmbox_devices::legacy::serial::Serial;
+use vmbox_devices::vsock::Vsock;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::assemble::AssembleError;
+use crate::arch::Ports;
+use crate::kvm::Vm;
+use crate::memory::advise;
+use crate::memory::dax::Reservation;
+use crate::memory::layout::Region;
+
+/// Where the main thread sets the balloon's size.
+pub struct Balloon(BalloonHandle);
+
+impl Balloon {
+    /// Asks the guest for this many MiB.
+    pub fn set_target(&self, mib: u32) {
+        self.0.set_target_mib(mib);
+    }
+
+    /// What it has given.
+    pub fn actual_mib(&self) -> u32 {
+        self.0.actual_mib()
+    }
+}
+
+struct ReclaimRam(GuestRam);
+
+impl Reclaim for ReclaimRam {
+    fn reclaim(&self, address: GuestAddress, length: u64) -> io::Result<()> {
+        advise::give_back(&self.0, address.0, length)
+    }
+}
+
+struct WindowMapper(Arc<Reservation>);
+
+impl DaxMapper for WindowMapper {
+    fn map(
+        &self,
+        file: BorrowedFd<'_>,
+        file_offset: u64,
+        window_offset: u64,
+        length: u64,
+        writable: bool,
+    ) -> io::Result<()> {
+        self.0
+            .map_file(window_offset, length, file, file_offset, writable)
+    }
+
+    fn unmap(&self, window_offset: u64, length: u64) -> io::Result<()> {
+        self.0.unmap(window_offset, length)
+    }
+}
+
+/// The balloon and its handle.
+pub fn balloon(ram: &GuestRam) -> (balloon::Balloon, Balloon) {
+    let device = balloon::Balloon::new(Arc::new(ReclaimRam(ram.clone())));
+    let handle = Balloon(device.handle());
+    (device, handle)
+}
+
+/// A disk.
+pub fn disk(config: &DiskConfig) -> Result<Blk, AssembleError> {
+    let what = || format!("disk {}", config.path.display());
+    let file = OpenOptions::new()
+        .read(true)
+        .write(!config.read_only)
+        .open(&config.path)
+        .map_err(|source| AssembleError::device(what(), source))?;
+    Blk::new(file, config.read_only, &config.serial)
+        .map_err(|source| AssembleError::device(what(), source))
+}
+
+/// A share; `window` is where its DAX window goes, if it has one.
+pub fn share(config: &ShareConfig, window: Option<DaxWindow>) -> Result<Fs, AssembleError> {
+    Fs::new(FsConfig {
+        tag: config.tag.clone(),
+        root: config.path.clone(),
+        dax: window,
+    })
+    .map_err(|error| {
+        AssembleError::device(
+            format!("share {}", config.path.display()),
+            io::Error::other(error),
+        )
+    })
+}
+
+/// Reserves a window and shows it to the guest.
+pub fn dax_window(vm: &mut Vm, place: Region) -> Result<DaxWindow, AssembleError> {
+    let reserve = |source| AssembleError::device("DAX window".into(), source);
+    let length = usize::try_from(place.length).map_err(|e| reserve(io::Error::other(e)))?;
+    let reservation = Arc::new(Reservation::new(length).map_err(reserve)?);
+    vm.map_window(place.base, &reservation)?;
+    Ok(DaxWindow {
+        base: place.base,
+        length: place.length,
+        mapper: Arc::new(WindowMapper(reservation)),
+    })
+}
+
+/// The vsock device, listening.
+pub fn vsock(config: &VsockConfig) -> Result<Vsock, AssembleError> {
+    Vsock::new(u64::from(config.guest_cid), config.socket.clone()).map_err(|source| {
+        AssembleError::device(format!("vsock socket {}", config.socket.display()), source)
+    })
+}
+
+/// The serial console, writing to the end of a file, FIFO or terminal.
+pub fn serial(vm: &Vm, path: &std::path::Path) -> Result<Serial, AssembleError> {
+    let failed =
+        |source| AssembleError::device(format!("serial console {}", path.display()), source);
+    let output: File = OpenOptions::new()
+        .append(true)
+        .create(true)
+        .open(path)
+        .map_err(failed)?;
+    let irq = EventFd::new(EFD_NONBLOCK).map_err(failed)?;
+    vm.fd()
+        .register_irqfd(&irq, Ports::SERIAL_IRQ)
+        .map_err(|errno| failed(io::Error::from(errno)))?;
+    Ok(Serial::new(Box::new(output), irq))
+}

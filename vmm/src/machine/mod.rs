@@ -1,0 +1,143 @@
+//! The machine: a VM with its devices, vCPUs and workers, and what becomes of them.
+
+pub mod assemble;
+pub mod board;
+mod devices;
+mod validate;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use vm_memory::{Bytes, GuestAddress};
+use vmbox_config::Stats;
+use vmbox_devices::device::GuestRam;
+use vmbox_devices::worker::Worker;
+
+use self::board::Bus;
+use self::devices::Balloon;
+use crate::ending::EndingSlot;
+use crate::kvm::Vm;
+use crate::memory::layout::Region;
+use crate::ramoops::{self, Remains};
+use crate::vcpu::Vcpus;
+use crate::vcpu::gate::NotParked;
+
+/// A booted or bootable VM. Fields are dropped in this order: first nobody runs guest code any more, then no device is
+/// served, then the memory goes.
+pub struct Machine {
+    vcpus: Option<Vcpus>,
+    _bus: Arc<Bus>,
+    balloon: Option<Balloon>,
+    workers: Vec<Worker>,
+    ending: Arc<EndingSlot>,
+    ram: GuestRam,
+    ramoops: Region,
+    _vm: Vm,
+}
+
+impl Machine {
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one caller, which has just built each of them"
+    )]
+    fn new(
+        vm: Vm,
+        ram: GuestRam,
+        ramoops: Region,
+        bus: Arc<Bus>,
+        workers: Vec<Worker>,
+        balloon: Option<Balloon>,
+        ending: Arc<EndingSlot>,
+        vcpus: Vcpus,
+    ) -> Self {
+        Self {
+            vcpus: Some(vcpus),
+            _bus: bus,
+            balloon,
+            workers,
+            ending,
+            ram,
+            ramoops,
+            _vm: vm,
+        }
+    }
+
+    /// Lets the guest run.
+    pub fn resume(&self) {
+        for worker in &self.workers {
+            worker.handle().resume();
+        }
+        self.with_vcpus(Vcpus::resume);
+    }
+
+    /// Stops vCPUs, then devices. When it returns, nothing of the guest moves.
+    ///
+    /// # Errors
+    /// A vCPU does not leave the guest.
+    pub fn pause(&self) -> Result<(), NotParked> {
+        self.with_vcpus(Vcpus::pause).unwrap_or(Ok(()))?;
+        for worker in &self.workers {
+            worker.handle().pause();
+        }
+        Ok(())
+    }
+
+    /// Ends the vCPUs for good; the guest's memory can still be read.
+    pub fn halt(&mut self) {
+        self.vcpus = None;
+    }
+
+    /// Where the ending appears.
+    pub fn ending(&self) -> &EndingSlot {
+        &self.ending
+    }
+
+    /// Sets the size that the balloon should have; false if there is no balloon.
+    pub fn set_balloon(&self, target_mib: u32) -> bool {
+        self.balloon
+            .as_ref()
+            .map(|balloon| balloon.set_target(target_mib))
+            .is_some()
+    }
+
+    /// The counters, but for the time.
+    pub fn stats(&self) -> Stats {
+        let balloon_mib = self.balloon.as_ref().map_or(0, Balloon::actual_mib);
+        self.with_vcpus(|vcpus| {
+            let counters = vcpus.counters();
+            Stats {
+                uptime_us: 0,
+                paused: vcpus.is_paused(),
+                exits: counters.exits.load(Ordering::Relaxed),
+                mmio_exits: counters.mmio.load(Ordering::Relaxed),
+                pio_exits: counters.pio.load(Ordering::Relaxed),
+                balloon_mib,
+            }
+        })
+        .unwrap_or_default()
+    }
+
+    /// What the guest kernel has left in its log region.
+    pub fn remains(&self) -> Remains {
+        let mut region = vec![0; ramoops::REGION_BYTES as usize];
+        match self
+            .ram
+            .read_slice(&mut region, GuestAddress(self.ramoops.base))
+        {
+            Ok(()) => ramoops::parse(&region),
+            Err(_) => Remains::default(),
+        }
+    }
+
+    fn with_vcpus<T>(&self, f: impl FnOnce(&Vcpus) -> T) -> Option<T> {
+        self.vcpus.as_ref().map(f)
+    }
+}
+
+/// The kernel's log region: the end of low RAM.
+pub fn ramoops_place(low_ram: Region) -> Region {
+    Region {
+        base: low_ram.end() - ramoops::REGION_BYTES,
+        length: ramoops::REGION_BYTES,
+    }
+}

@@ -1,0 +1,278 @@
+//! The monitor's life: boot, the main loop, the ending.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::stat::{Mode, umask};
+use vmbox_config::{Control, ExitReason, Phase, Reply, VmConfig};
+
+use crate::control::ControlSocket;
+use crate::ending::Ending;
+use crate::event::{Wake, Wakes};
+use crate::inherited::adopt;
+use crate::machine::Machine;
+use crate::machine::assemble::assemble;
+use crate::ramoops::Remains;
+use crate::report::{Reporter, monotonic_ns};
+
+/// Boots `config` and lives until its guest ends, reporting on the way. `started_ns` is when `main` was entered.
+/// Returns the process's exit status.
+pub fn run(config: &VmConfig, started_ns: u64) -> u8 {
+    let adopted = adopt_all(config);
+    let (events, lifeline, refused) = match adopted {
+        Ok((events, lifeline)) => (events, lifeline, None),
+        Err(ending) => (None, None, Some(ending)),
+    };
+    let mut reporter = Reporter::new(events);
+    reporter.phase_at(Phase::MonitorStarted, started_ns);
+    let (ending, guest_log) = match refused {
+        Some(ending) => (ending, Vec::new()),
+        None => live(config, lifeline, &mut reporter, started_ns),
+    };
+    reporter.exit(&ending, guest_log);
+    ending.reason.status()
+}
+
+fn adopt_all(config: &VmConfig) -> Result<(Option<OwnedFd>, Option<OwnedFd>), Ending> {
+    let take = |name: &str, fd: Option<i32>| {
+        fd.map(adopt).transpose().map_err(|error| {
+            Ending::new(
+                ExitReason::BadConfig,
+                format!("configuration: {name} can't be used: {error}"),
+            )
+        })
+    };
+    if config.event_fd.is_some() && config.event_fd == config.lifeline_fd {
+        return Err(Ending::new(
+            ExitReason::BadConfig,
+            "configuration: event_fd and lifeline_fd are the same",
+        ));
+    }
+    Ok((
+        take("event_fd", config.event_fd)?,
+        take("lifeline_fd", config.lifeline_fd)?,
+    ))
+}
+
+/// From nothing to the ending, with the guest's last words.
+fn live(
+    config: &VmConfig,
+    lifeline: Option<OwnedFd>,
+    reporter: &mut Reporter,
+    started_ns: u64,
+) -> (Ending, Vec<String>) {
+    let mut monitor = match Monitor::start(config, lifeline, started_ns) {
+        Ok(monitor) => monitor,
+        Err(ending) => return (ending, Vec::new()),
+    };
+    reporter.phase(Phase::KvmReady);
+    reporter.phase(Phase::KernelEntry);
+    monitor.machine.resume();
+    let ending = monitor.until_the_end();
+    monitor.machine.halt();
+    let remains = monitor.machine.remains();
+    (judge(ending, &remains), remains.log)
+}
+
+/// A reset may have been the last act of a panic; only the guest's log tells.
+fn judge(ending: Ending, remains: &Remains) -> Ending {
+    match (&remains.panic, ending.reason) {
+        (Some(why), ExitReason::Ended) => Ending::new(
+            ExitReason::GuestPanic,
+            format!("the guest kernel panicked: {why}; its last log lines are in the exit event"),
+        ),
+        _ => ending,
+    }
+}
+
+struct Monitor {
+    machine: Machine,
+    wakes: Wakes,
+    signals: SignalFd,
+    lifeline: Option<OwnedFd>,
+    control: Option<ControlSocket>,
+    started_ns: u64,
+}
+
+impl Monitor {
+    fn start(
+        config: &VmConfig,
+        lifeline: Option<OwnedFd>,
+        started_ns: u64,
+    ) -> Result<Self, Ending> {
+        let host = |what: &'static str| {
+            move |error: std::io::Error| {
+                Ending::new(ExitReason::HostFailure, format!("{what}: {error}"))
+            }
+        };
+        let signals = block_signals().map_err(|e| host("take over signals")(e.into()))?;
+        // Sockets and the serial log are for their owner only. A share makes this 0 again: what is made in it on behalf
+        // of the guest has had the guest's umask applied already.
+        umask(Mode::S_IRWXG | Mode::S_IRWXO);
+        let control = config
+            .control
+            .as_deref()
+            .map(ControlSocket::bind)
+            .transpose()
+            .map_err(host("listen on the control socket"))?;
+        let machine = assemble(config).map_err(|error| error.ending())?;
+
+        let wakes = Wakes::new().map_err(host("wait for events"))?;
+        let mut fds = vec![
+            (machine.ending().wake().as_raw_fd(), Wake::Ending),
+            (signals.as_raw_fd(), Wake::Signal),
+        ];
+        fds.extend(lifeline.as_ref().map(|fd| (fd.as_raw_fd(), Wake::Lifeline)));
+        fds.extend(
+            control
+                .as_ref()
+                .map(|socket| (socket.listener_fd(), Wake::ControlListener)),
+        );
+        for (fd, wake) in fds {
+            wakes.add(fd, wake).map_err(host("wait for events"))?;
+        }
+        Ok(Self {
+            machine,
+            wakes,
+            signals,
+            lifeline,
+            control,
+            started_ns,
+        })
+    }
+
+    fn until_the_end(&mut self) -> Ending {
+        loop {
+            let woken = match self.wakes.wait() {
+                Ok(woken) => woken,
+                Err(error) => {
+                    return Ending::new(
+                        ExitReason::HostFailure,
+                        format!("wait for events: {error}"),
+                    );
+                }
+            };
+            for wake in woken {
+                if let Some(ending) = self.handle(wake) {
+                    return ending;
+                }
+            }
+        }
+    }
+
+    fn handle(&mut self, wake: Wake) -> Option<Ending> {
+        match wake {
+            Wake::Ending => self.machine.ending().take(),
+            Wake::Signal => self.signal(),
+            Wake::Lifeline => self.lifeline_moved(),
+            Wake::ControlListener => {
+                if let Some(control) = &mut self.control {
+                    control.accept(&self.wakes);
+                }
+                None
+            }
+            Wake::ControlClient(number) => self.control(number),
+        }
+    }
+
+    fn signal(&mut self) -> Option<Ending> {
+        let signal = self.signals.read_signal().ok()??;
+        let name = Signal::try_from(signal.ssi_signo as i32).map_or("a signal", Signal::as_str);
+        Some(Ending::new(ExitReason::Ended, format!("stopped by {name}")))
+    }
+
+    /// What is written to the lifeline is not for us; its end is.
+    fn lifeline_moved(&mut self) -> Option<Ending> {
+        let mut buffer = [0; 64];
+        match nix::unistd::read(self.lifeline.as_ref()?, &mut buffer) {
+            Ok(0) => Some(Ending::new(
+                ExitReason::Orphaned,
+                "the owner is gone (its end of the lifeline closed); stopped",
+            )),
+            Ok(_) | Err(nix::Error::EAGAIN | nix::Error::EINTR) => None,
+            Err(error) => Some(Ending::new(
+                ExitReason::Orphaned,
+                format!("the lifeline broke: {error}; stopped"),
+            )),
+        }
+    }
+
+    fn control(&mut self, number: u32) -> Option<Ending> {
+        let mut stopped = false;
+        let (machine, started_ns) = (&self.machine, self.started_ns);
+        if let Some(control) = &mut self.control {
+            control.serve(number, &mut |request| {
+                stopped |= request == Control::Stop;
+                answer(machine, &request, started_ns)
+            });
+        }
+        stopped.then(|| Ending::new(ExitReason::Ended, "stopped through the control socket"))
+    }
+}
+
+fn answer(machine: &Machine, request: &Control, started_ns: u64) -> Reply {
+    match request {
+        Control::Pause => match machine.pause() {
+            Ok(()) => Reply::Ok,
+            Err(error) => Reply::Error {
+                message: error.to_string(),
+            },
+        },
+        Control::Resume => {
+            machine.resume();
+            Reply::Ok
+        }
+        Control::Stop => Reply::Ok,
+        Control::Stats => {
+            let mut stats = machine.stats();
+            stats.uptime_us = monotonic_ns().saturating_sub(started_ns) / 1000;
+            Reply::Stats(stats)
+        }
+        Control::Balloon { target_mib } if machine.set_balloon(*target_mib) => Reply::Ok,
+        Control::Balloon { .. } => Reply::Error {
+            message: "this VM has no balloon".into(),
+        },
+    }
+}
+
+/// Signals that ask us to stop arrive through a descriptor, in no thread's middle.
+fn block_signals() -> nix::Result<SignalFd> {
+    let mut set = SigSet::empty();
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+        set.add(signal);
+    }
+    set.thread_block()?;
+    SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn remains(panic: Option<&str>) -> Remains {
+        Remains {
+            panic: panic.map(str::to_owned),
+            log: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_reset_after_a_panic_record_is_a_panic() {
+        let reset = Ending::new(ExitReason::Ended, "the guest ended");
+        assert_eq!(
+            judge(reset.clone(), &remains(Some("oops"))).reason,
+            ExitReason::GuestPanic
+        );
+        assert_eq!(judge(reset, &remains(None)).reason, ExitReason::Ended);
+    }
+
+    #[test]
+    fn a_crash_stays_a_crash() {
+        let crash = Ending::new(ExitReason::TripleFault, "x");
+        assert_eq!(
+            judge(crash, &remains(Some("oops"))).reason,
+            ExitReason::TripleFault
+        );
+    }
+}
