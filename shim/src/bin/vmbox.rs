@@ -1,2 +1,27 @@
 //! `vmbox`: the command line.
-fn main() {}
+
+use std::process::ExitCode;
+
+use clap::{Parser, error::ErrorKind};
+use vmbox_shim::user::{
+    self,
+    args::{Cli, complaint},
+};
+
+fn main() -> ExitCode {
+    match Cli::try_parse() {
+        // Not `ExitCode`, which would run destructors of threads that wait for input.
+        Ok(cli) => std::process::exit(user::execute(cli.verb).into()),
+        Err(error) => match error.kind() {
+            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+                error.exit()
+            }
+            _ => {
+                eprintln!("vmbox: {}", complaint(&error));
+                // As `docker run`: 125 is the runtime's own failure.
+                let is_run = std::env::args_os().nth(1).is_some_and(|verb| verb == "run");
+                ExitCode::from(if is_run { 125 } else { 1 })
+            }
+        },
+    }
+}

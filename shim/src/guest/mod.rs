@@ -1,0 +1,9 @@
+//! The agent in the guest: its greeting, the calls we make to it, and the relay that lets others of the same pod call it.
+
+mod agent;
+mod greeting;
+mod relay;
+
+pub use agent::{Agent, AgentError, Exit, delete_container};
+pub use greeting::{GreetingError, Greeter};
+pub use relay::serve as serve_relay;

@@ -1,0 +1,379 @@
+//! Pure decisions: how large a pod's VM is, and what an OCI spec of the host becomes in the guest.
+//!
+//! The host's paths in a spec mean nothing in the guest, so every bind mount becomes a directory of the pod's share
+//! (`<id>/volumes/<n>`), mounted there on the host and named by its guest path in the spec that the agent gets.
+
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
+use vmbox_config::{DiskConfig, ShareConfig, VmConfig, VsockConfig};
+
+use super::{
+    ContainerId,
+    options::{BadOption, CpuLimit, Disk, MAXIMUM_VCPUS, MemoryLimit},
+};
+
+/// The tag of the pod's one share.
+pub const SHARE_TAG: &str = "vmbox";
+/// Where the agent mounts that share.
+pub const GUEST_SHARE: &str = "/run/vmbox/shares/vmbox";
+/// RAM of a VM whose container has no memory limit.
+pub const DEFAULT_MEMORY_MIB: u32 = 256;
+/// RAM that the guest kernel and the agent need beside the container's limit, before `struct page` and page tables.
+const OVERHEAD_MIB: u64 = 48;
+/// The guest context id; no host-wide CIDs exist, so every pod can have the same.
+const GUEST_CID: u32 = 3;
+/// The most RAM that the monitor gives.
+const MAXIMUM_MEMORY_MIB: u64 = 65536;
+
+/// Why a spec can't be run in a guest.
+#[derive(Debug, thiserror::Error)]
+pub enum DesignError {
+    /// A field that OCI requires is missing.
+    #[error("config.json: {0} is missing")]
+    Missing(&'static str),
+    /// Something that would silently be weaker or different.
+    #[error("config.json: {0}")]
+    Unsupported(String),
+    /// A limit that can't be met.
+    #[error(transparent)]
+    Limit(#[from] BadOption),
+    /// More memory than a VM can have.
+    #[error("{0} MiB of memory are too many: a VM has at most {MAXIMUM_MEMORY_MIB} MiB")]
+    TooMuchMemory(u64),
+}
+
+/// How large a VM is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    /// RAM in MiB.
+    pub memory_mib: u32,
+    /// Virtual CPUs.
+    pub vcpus: u8,
+}
+
+/// Sizes the VM around a container's limits: RAM is the limit, 48 MiB for kernel and agent, and 1/32 of the limit for
+/// `struct page`, page tables and slack; vCPUs are the CPU limit rounded up.
+///
+/// # Errors
+/// More memory than a VM can have.
+pub fn shape(memory: Option<MemoryLimit>, cpus: Option<CpuLimit>) -> Result<Shape, DesignError> {
+    let memory_mib = match memory {
+        None => DEFAULT_MEMORY_MIB,
+        Some(limit) => {
+            let limit_mib = limit.bytes().div_ceil(1 << 20);
+            let total = limit_mib + OVERHEAD_MIB + limit_mib.div_ceil(32);
+            u32::try_from(total)
+                .ok()
+                .filter(|_| total <= MAXIMUM_MEMORY_MIB)
+                .ok_or(DesignError::TooMuchMemory(total))?
+        }
+    };
+    let vcpus = cpus.map_or(1, |limit| limit.millis().div_ceil(1000));
+    Ok(Shape {
+        memory_mib,
+        vcpus: u8::try_from(vcpus.clamp(1, MAXIMUM_VCPUS)).unwrap_or(1),
+    })
+}
+
+/// The limits that a spec sets (`config-linux.md#control-groups`).
+///
+/// # Errors
+/// A limit too small or too large for a VM.
+pub fn limits(spec: &Spec) -> Result<(Option<MemoryLimit>, Option<CpuLimit>), DesignError> {
+    let Some(resources) = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()) else {
+        return Ok((None, None));
+    };
+    let memory = resources
+        .memory()
+        .as_ref()
+        .and_then(|memory| memory.limit())
+        .and_then(|limit| u64::try_from(limit).ok())
+        .map(MemoryLimit::of_bytes)
+        .transpose()?;
+    let cpus = resources.cpu().as_ref().and_then(|cpu| {
+        let quota = u64::try_from(cpu.quota()?).ok().filter(|quota| *quota > 0)?;
+        let period = cpu.period().filter(|period| *period > 0).unwrap_or(100_000);
+        Some(quota.saturating_mul(1000).div_ceil(period).max(10))
+    });
+    Ok((memory, cpus.map(CpuLimit::of_millis).transpose()?))
+}
+
+/// The files that a VM is made of and the places where it meets the host.
+#[derive(Debug, Clone)]
+pub struct VmPlaces<'a> {
+    /// The guest kernel.
+    pub kernel: &'a Path,
+    /// The guest image.
+    pub image: Option<&'a Path>,
+    /// The pod's share.
+    pub share: &'a Path,
+    /// The vsock socket.
+    pub vsock: &'a Path,
+    /// The control socket.
+    pub control: &'a Path,
+}
+
+/// The monitor's configuration, but for the descriptors, which exist only at launch.
+pub fn vm_config(shape: Shape, places: &VmPlaces<'_>, disks: &[Disk], dax_window_mib: u32, cmdline: &str) -> VmConfig {
+    VmConfig {
+        vcpus: shape.vcpus,
+        memory_mib: shape.memory_mib,
+        kernel: places.kernel.to_owned(),
+        initrd: places.image.map(Path::to_owned),
+        cmdline: cmdline.to_owned(),
+        shares: vec![ShareConfig {
+            tag: SHARE_TAG.into(),
+            path: places.share.to_owned(),
+            dax_window_mib,
+        }],
+        disks: disks
+            .iter()
+            .map(|disk| DiskConfig {
+                path: disk.path.clone(),
+                read_only: disk.read_only,
+                serial: String::new(),
+            })
+            .collect(),
+        vsock: Some(VsockConfig {
+            guest_cid: GUEST_CID,
+            socket: places.vsock.to_owned(),
+        }),
+        balloon: true,
+        serial: None,
+        control: Some(places.control.to_owned()),
+        event_fd: None,
+        lifeline_fd: None,
+    }
+}
+
+/// A file or directory of the host to be bind-mounted into the pod's share.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostBind {
+    /// On the host, absolute.
+    pub source: PathBuf,
+    /// Relative to the share.
+    pub target: PathBuf,
+    /// Submounts come along (`rbind`).
+    pub recursive: bool,
+    /// Writes are refused on the host as well.
+    pub read_only: bool,
+}
+
+/// A spec rewritten for the guest, and what the host must place in the share for it.
+#[derive(Debug, Clone)]
+pub struct GuestSpec {
+    /// What the agent gets.
+    pub spec: Spec,
+    /// In the order of the mounts.
+    pub binds: Vec<HostBind>,
+}
+
+/// The path of a container's root file system, relative to the share.
+pub fn rootfs_in_share(id: &ContainerId) -> PathBuf {
+    Path::new(id.as_str()).join("rootfs")
+}
+
+/// The path in the guest of something in the share.
+pub fn guest_path(in_share: &Path) -> PathBuf {
+    Path::new(GUEST_SHARE).join(in_share)
+}
+
+/// Turns a spec whose paths are the host's into one whose paths are the guest's. Relative bind sources are relative to
+/// `base` (the bundle). Sources already below [`GUEST_SHARE`] are left alone.
+///
+/// # Errors
+/// A required field is missing, or the spec asks for what a guest can't give.
+pub fn for_guest(mut spec: Spec, id: &ContainerId, base: &Path) -> Result<GuestSpec, DesignError> {
+    refuse_unsupported(&spec)?;
+    let mut root = spec.root().clone().ok_or(DesignError::Missing("root"))?;
+    root.set_path(guest_path(&rootfs_in_share(id)));
+    spec.set_root(Some(root));
+
+    let mut binds = Vec::new();
+    for mount in spec.mounts_mut().iter_mut().flatten() {
+        rewrite_mount(mount, id, base, &mut binds)?;
+    }
+    if let Some(linux) = spec.linux_mut() {
+        linux.set_cgroups_path(Some(Path::new("/").join(id.as_str())));
+        if let Some(namespaces) = linux.namespaces_mut() {
+            // The pod's network is the guest's own: the namespace named here is the host's.
+            namespaces.retain(|namespace| namespace.typ() != LinuxNamespaceType::Network);
+        }
+        if let Some(cpu) = linux.resources_mut().as_mut().and_then(|resources| resources.cpu_mut().as_mut()) {
+            // Numbers of the host's CPUs and memory nodes, which the guest doesn't have.
+            cpu.set_cpus(None);
+            cpu.set_mems(None);
+        }
+    }
+    Ok(GuestSpec { spec, binds })
+}
+
+fn rewrite_mount(
+    mount: &mut Mount,
+    id: &ContainerId,
+    base: &Path,
+    binds: &mut Vec<HostBind>,
+) -> Result<(), DesignError> {
+    let has = |name: &str| mount.options().iter().flatten().any(|option| option == name);
+    let recursive = has("rbind");
+    let is_bind = recursive || has("bind") || mount.typ().as_deref() == Some("bind");
+    if !is_bind {
+        return Ok(());
+    }
+    let destination = mount.destination().display().to_string();
+    let source = mount
+        .source()
+        .clone()
+        .ok_or_else(|| DesignError::Unsupported(format!("mounts: the bind mount on {destination} has no source")))?;
+    if source.starts_with(GUEST_SHARE) {
+        return Ok(());
+    }
+    let target = Path::new(id.as_str()).join("volumes").join(binds.len().to_string());
+    let read_only = has("ro") || has("rro");
+    mount.set_source(Some(guest_path(&target)));
+    binds.push(HostBind {
+        source: base.join(source),
+        target,
+        recursive,
+        read_only,
+    });
+    Ok(())
+}
+
+fn refuse_unsupported(spec: &Spec) -> Result<(), DesignError> {
+    let process = spec.process().as_ref().ok_or(DesignError::Missing("process"))?;
+    if process.args().as_ref().is_none_or(Vec::is_empty) {
+        return Err(DesignError::Missing("process.args"));
+    }
+    let refuse = |what: &str| Err(DesignError::Unsupported(what.to_owned()));
+    if let Some(hooks) = spec.hooks() {
+        let lists = [
+            hooks.create_runtime(),
+            hooks.create_container(),
+            hooks.start_container(),
+            hooks.poststart(),
+            hooks.poststop(),
+        ];
+        if lists.into_iter().flatten().any(|list| !list.is_empty()) {
+            return refuse("hooks are not supported yet");
+        }
+    }
+    if process.apparmor_profile().as_deref().is_some_and(|profile| !profile.is_empty() && profile != "unconfined") {
+        return refuse("process.apparmorProfile: the guest kernel has no AppArmor");
+    }
+    if process.selinux_label().as_deref().is_some_and(|label| !label.is_empty()) {
+        return refuse("process.selinuxLabel: the guest kernel has no SELinux");
+    }
+    if let Some(linux) = spec.linux() {
+        for namespace in linux.namespaces().iter().flatten() {
+            if namespace.path().is_some() && namespace.typ() != LinuxNamespaceType::Network {
+                return refuse("linux.namespaces: a namespace of the host can't be joined from a guest");
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id() -> ContainerId {
+        "web".parse().unwrap()
+    }
+
+    fn spec(value: serde_json::Value) -> Spec {
+        serde_json::from_value(value).unwrap()
+    }
+
+    fn minimal() -> serde_json::Value {
+        serde_json::json!({
+            "ociVersion": "1.2.0",
+            "process": {"args": ["sh"], "cwd": "/", "user": {"uid": 0, "gid": 0}},
+            "root": {"path": "rootfs"},
+        })
+    }
+
+    #[test]
+    fn without_limits_a_vm_has_the_default_shape() {
+        assert_eq!(shape(None, None).unwrap(), Shape { memory_mib: 256, vcpus: 1 });
+    }
+
+    #[test]
+    fn memory_is_the_limit_and_an_overhead() {
+        let shape = shape(Some("256M".parse().unwrap()), Some("1.5".parse().unwrap())).unwrap();
+        assert_eq!(shape, Shape { memory_mib: 256 + 48 + 8, vcpus: 2 });
+    }
+
+    #[test]
+    fn more_memory_than_a_vm_has_is_refused() {
+        assert!(matches!(shape(Some("64G".parse().unwrap()), None), Err(DesignError::TooMuchMemory(_))));
+    }
+
+    #[test]
+    fn limits_come_from_the_spec() {
+        let mut value = minimal();
+        value["linux"] = serde_json::json!({"resources": {"memory": {"limit": 134217728}, "cpu": {"quota": 150000, "period": 100000}}});
+        let (memory, cpus) = limits(&spec(value)).unwrap();
+        assert_eq!(memory.unwrap().bytes(), 128 << 20);
+        assert_eq!(cpus.unwrap().millis(), 1500);
+    }
+
+    #[test]
+    fn unlimited_is_no_limit() {
+        let mut value = minimal();
+        value["linux"] = serde_json::json!({"resources": {"memory": {"limit": -1}, "cpu": {"quota": -1}}});
+        assert_eq!(limits(&spec(value)).unwrap(), (None, None));
+    }
+
+    #[test]
+    fn bind_sources_become_guest_paths() {
+        let mut value = minimal();
+        value["mounts"] = serde_json::json!([
+            {"destination": "/proc", "type": "proc", "source": "proc"},
+            {"destination": "/a", "type": "bind", "source": "/host/a", "options": ["rbind", "ro"]},
+            {"destination": "/b", "type": "none", "source": "b", "options": ["bind"]},
+        ]);
+        let guest = for_guest(spec(value), &id(), Path::new("/bundle")).unwrap();
+        let bind = |source: &str, n: &str, recursive, read_only| HostBind {
+            source: source.into(),
+            target: Path::new("web/volumes").join(n),
+            recursive,
+            read_only,
+        };
+        assert_eq!(guest.binds, [bind("/host/a", "0", true, true), bind("/bundle/b", "1", false, false)]);
+        let sources: Vec<_> = guest.spec.mounts().iter().flatten().map(|mount| mount.source().clone().unwrap()).collect();
+        assert_eq!(sources[0], Path::new("proc"));
+        assert_eq!(sources[2], Path::new("/run/vmbox/shares/vmbox/web/volumes/1"));
+        assert_eq!(guest.spec.root().as_ref().unwrap().path(), Path::new("/run/vmbox/shares/vmbox/web/rootfs"));
+    }
+
+    #[test]
+    fn the_network_namespace_is_the_pods() {
+        let mut value = minimal();
+        value["linux"] = serde_json::json!({"namespaces": [{"type": "pid"}, {"type": "network", "path": "/run/netns/x"}]});
+        let guest = for_guest(spec(value), &id(), Path::new("/")).unwrap();
+        let namespaces = guest.spec.linux().as_ref().unwrap().namespaces().clone().unwrap();
+        assert_eq!(namespaces.len(), 1);
+        assert_eq!(namespaces[0].typ(), LinuxNamespaceType::Pid);
+    }
+
+    #[test]
+    fn what_would_be_weaker_is_refused() {
+        let mut value = minimal();
+        value["process"]["apparmorProfile"] = "docker-default".into();
+        assert!(for_guest(spec(value), &id(), Path::new("/")).is_err());
+        let mut value = minimal();
+        value["linux"] = serde_json::json!({"namespaces": [{"type": "pid", "path": "/proc/1/ns/pid"}]});
+        assert!(for_guest(spec(value), &id(), Path::new("/")).is_err());
+    }
+
+    #[test]
+    fn missing_process_is_named() {
+        let mut value = minimal();
+        value.as_object_mut().unwrap().remove("process");
+        let message = for_guest(spec(value), &id(), Path::new("/")).unwrap_err().to_string();
+        assert!(message.contains("process is missing"), "{message}");
+    }
+}

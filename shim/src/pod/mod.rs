@@ -1,0 +1,13 @@
+//! Pods and their containers: names, wishes, and what they become in a guest.
+
+pub mod container;
+pub mod design;
+mod id;
+pub mod options;
+pub mod owner;
+pub mod place;
+pub mod rootfs;
+pub mod seccomp;
+pub mod spec;
+
+pub use id::{BadId, ContainerId, fill_random};

@@ -1,0 +1,8 @@
+//! The user's three streams: each a vsock connection of its own, copied byte for byte by a thread of its own.
+
+mod copy;
+mod stream;
+mod terminal;
+
+pub use stream::{Direction, Stream};
+pub use terminal::{RawMode, restore_on_loss, save, size_of, Saved};

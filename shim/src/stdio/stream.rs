@@ -1,0 +1,136 @@
+//! One stream of a container: a port that the agent dials, then a thread that copies.
+
+use std::{
+    fs, io,
+    os::unix::net::UnixStream,
+    path::PathBuf,
+    sync::Arc,
+    thread,
+    time::Duration,
+};
+
+use tokio::{net::UnixListener, sync::oneshot, task::JoinHandle};
+use vmbox_protocol::FIRST_STREAM_PORT;
+
+use super::copy;
+use crate::{
+    pod::{fill_random, place::PodDir},
+    user::timing::Timing,
+};
+
+/// Which of our streams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// Our standard input, to the container.
+    Stdin,
+    /// The container's standard output (or terminal), to ours.
+    Stdout,
+    /// Its standard error, to ours.
+    Stderr,
+}
+
+/// A stream that the agent has been, or will be, asked to dial.
+#[derive(Debug)]
+pub struct Stream {
+    port: u32,
+    path: PathBuf,
+    copying: JoinHandle<io::Result<oneshot::Receiver<()>>>,
+}
+
+/// An agent dials before its process can have ended: after that, this long for a dial still in the air.
+const STRAGGLER: Duration = Duration::from_secs(2);
+
+impl Stream {
+    /// Listens on a port of the pod that nobody else has, and copies as soon as the agent has dialed.
+    ///
+    /// # Errors
+    /// As bind(2) says.
+    pub fn listen(dir: &PodDir, direction: Direction, timing: &Arc<Timing>) -> io::Result<Self> {
+        let (port, path, listener) = bind_free_port(dir)?;
+        let timing = Arc::clone(timing);
+        let socket_path = path.clone();
+        let copying = tokio::spawn(async move {
+            let accepted = listener.accept().await;
+            let _ = fs::remove_file(socket_path);
+            let socket = accepted?.0.into_std()?;
+            socket.set_nonblocking(false)?;
+            spawn_copy(socket, direction, timing)
+        });
+        Ok(Self { port, path, copying })
+    }
+
+    /// The vsock port.
+    pub fn port(&self) -> u32 {
+        self.port
+    }
+
+    /// Waits until everything that the container wrote has been handed on. For output streams, after the process ended.
+    pub async fn drained(mut self) {
+        match tokio::time::timeout(STRAGGLER, &mut self.copying).await {
+            // An error: the thread is gone, and it said why.
+            Ok(Ok(Ok(done))) => drop(done.await),
+            Ok(Ok(Err(error))) => tracing::warn!(%error, "a stream could not be accepted"),
+            Ok(Err(_)) | Err(_) => tracing::debug!("the agent never dialed a stream"),
+        }
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.copying.abort();
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// bind(2) fails if the path exists: that is what makes a port ours, also between the processes of one pod.
+fn bind_free_port(dir: &PodDir) -> io::Result<(u32, PathBuf, UnixListener)> {
+    loop {
+        let mut random = [0; 4];
+        fill_random(&mut random);
+        // The upper half belongs to the guest's own ephemeral ports.
+        let port = FIRST_STREAM_PORT + u32::from_le_bytes(random) % (0x7fff_ffff - FIRST_STREAM_PORT);
+        let path = dir.vsock_port(port);
+        match UnixListener::bind(&path) {
+            Ok(listener) => return Ok((port, path, listener)),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn spawn_copy(socket: UnixStream, direction: Direction, timing: Arc<Timing>) -> io::Result<oneshot::Receiver<()>> {
+    let (done, finished) = oneshot::channel();
+    thread::Builder::new().name(format!("{direction:?}").to_lowercase()).stack_size(128 << 10).spawn(move || {
+        let first = || timing.mark("first byte");
+        let result = match direction {
+            Direction::Stdin => copy::send_stdin(&socket),
+            Direction::Stdout => copy::receive(&socket, &mut copy::Descriptor(rustix::stdio::stdout()), first),
+            Direction::Stderr => copy::receive(&socket, &mut copy::Descriptor(rustix::stdio::stderr()), || ()),
+        };
+        if let Err(error) = result {
+            // EPIPE: whoever read us has left, as `head` does.
+            tracing::debug!(%error, ?direction, "a stream ended early");
+        }
+        drop(socket);
+        let _ = done.send(());
+    })?;
+    Ok(finished)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn ports_of_one_pod_differ_and_leave_no_socket() {
+        let run = tempfile::tempdir().unwrap();
+        let dir = PodDir::at(run.path().to_owned());
+        let timing = Arc::new(Timing::start());
+        let one = Stream::listen(&dir, Direction::Stdout, &timing).unwrap();
+        let two = Stream::listen(&dir, Direction::Stderr, &timing).unwrap();
+        assert_ne!(one.port(), two.port());
+        assert!(one.port() >= FIRST_STREAM_PORT);
+        drop((one, two));
+        assert_eq!(fs::read_dir(run.path()).unwrap().count(), 0);
+    }
+}

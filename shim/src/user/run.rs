@@ -1,0 +1,289 @@
+//! `vmbox run`: one container from the command line to its exit code.
+//!
+//! ```text
+//! plan ─► warden ─► directory, journal ─► mount namespace ─► VM boots ┐
+//!                                          root file system, volumes ─┴─► agent ─► container ─► end of VM ─► warden
+//! ```
+
+use std::{io, path::Path, sync::Arc};
+
+use super::{
+    args::{Form, RunArgs},
+    complain, one_line,
+    plan::{Plan, PlanError, Source, plan},
+    run_dir,
+    signals::Signals,
+    store_dir,
+    timing::Timing,
+    warden::Warden,
+};
+use crate::{
+    guest::{Agent, AgentError, Exit},
+    journal::{self, Journal, Record},
+    pod::{
+        ContainerId,
+        container::{self, ContainerError, Launch},
+        design::{self, DesignError, HostBind, VmPlaces},
+        owner::{Pod, PodError, Ready},
+        place::{self, PlaceError, PodDir},
+        rootfs::{self, PrepareError},
+        spec::{self, SpecError},
+    },
+};
+
+/// Exit code of `docker run` for its own failures; runc's is 1.
+const RUNTIME_FAILED: u8 = 125;
+const BUNDLE_FAILED: u8 = 1;
+/// As if killed: what happens to a container whose pod ends.
+const KILLED: u8 = 137;
+
+#[derive(Debug, thiserror::Error)]
+enum RunError {
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    #[error("{0}")]
+    Host(&'static str, #[source] io::Error),
+    #[error("the name {0} is taken: a container of that name runs (or crashed: then `vmbox gc`)")]
+    NameTaken(ContainerId),
+    #[error("no pod {0} is running here")]
+    NoPod(ContainerId),
+    #[error("the path {0} is too long for sockets: set VMBOX_RUN to a shorter one")]
+    PathTooLong(std::path::PathBuf),
+    #[error(transparent)]
+    Place(#[from] PlaceError),
+    #[error(transparent)]
+    Prepare(#[from] PrepareError),
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    #[error(transparent)]
+    Design(#[from] DesignError),
+    #[error(transparent)]
+    Pod(#[from] PodError),
+    #[error("the pod {0} has ended, and this container with it")]
+    PodEnded(ContainerId),
+}
+
+/// Runs the verb; the exit code.
+pub fn run(args: RunArgs) -> u8 {
+    let timing = Arc::new(Timing::start());
+    let wants_timing = args.timing;
+    let form = args.form(|path| Path::new(path).is_file());
+    let result = carry_out(args, form, &timing);
+    if wants_timing {
+        timing.report(&mut io::stderr());
+    }
+    match result {
+        Ok(exit) => {
+            if exit.oom_killed && exit.status == KILLED {
+                complain("the container ran out of memory and was killed: --memory sets its limit");
+            }
+            exit.status
+        }
+        Err(error) => {
+            complain(&one_line(&error));
+            exit_code(&error, form)
+        }
+    }
+}
+
+fn exit_code(error: &RunError, form: Form) -> u8 {
+    match error {
+        RunError::Pod(PodError::Container(error)) => container::exit_code_of_refusal(error),
+        RunError::Pod(PodError::Ended(_)) => RUNTIME_FAILED,
+        RunError::PodEnded(_) => KILLED,
+        _ if form == Form::Bundle => BUNDLE_FAILED,
+        _ => RUNTIME_FAILED,
+    }
+}
+
+fn carry_out(args: RunArgs, form: Form, timing: &Arc<Timing>) -> Result<Exit, RunError> {
+    let stdin_is_terminal = rustix::termios::isatty(rustix::stdio::stdin());
+    let plan = plan(args, form, stdin_is_terminal)?;
+    let dir = PodDir::of(&run_dir(), &plan.id);
+    if !container::fits_a_socket(dir.path()) {
+        return Err(RunError::PathTooLong(dir.path().to_owned()));
+    }
+    let restores_terminal = plan.attachment.terminal && stdin_is_terminal;
+    let mut warden = Warden::start(&dir, restores_terminal).map_err(|error| RunError::Host("start the warden", error))?;
+    let result = in_own_directory(&plan, &dir, &mut warden, timing);
+    warden.finish();
+    result
+}
+
+fn in_own_directory(plan: &Plan, dir: &PodDir, warden: &mut Warden, timing: &Arc<Timing>) -> Result<Exit, RunError> {
+    let mut journal = match Journal::create(dir) {
+        Ok(journal) => journal,
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(RunError::NameTaken(plan.id.clone())),
+        Err(error) => return Err(RunError::Host("make the pod's directory", error)),
+    };
+    warden.owns().map_err(|error| RunError::Host("talk to the warden", error))?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| RunError::Host("start the event loop", error))?;
+    let result = match &plan.pod {
+        None => runtime.block_on(own_pod(plan, dir, &mut journal, timing)),
+        Some(pod) => join_pod(&runtime, plan, pod, &mut journal, timing),
+    };
+    // Never waits for the thread that reads our standard input.
+    runtime.shutdown_background();
+    result
+}
+
+async fn own_pod(
+    plan: &Plan,
+    dir: &PodDir,
+    journal: &mut Journal,
+    timing: &Arc<Timing>,
+) -> Result<Exit, RunError> {
+    let place = reserve(plan, journal)?;
+    place::enter_private_namespace()?;
+    let vm = design::vm_config(
+        plan.shape,
+        &VmPlaces {
+            kernel: &plan.assets.kernel,
+            image: Some(&plan.assets.image),
+            share: &dir.share(),
+            vsock: &dir.vsock(),
+            control: &dir.control(),
+        },
+        &plan.disks,
+        plan.dax_window_mib,
+        if plan.crash_on.is_some() { "vmbox.debug" } else { "" },
+    );
+    let mut pod = Pod::launch(dir, &plan.assets.vmm, vm, journal, timing)?;
+    let result = match prepare(plan, place.as_ref(), &dir.share()) {
+        Ok(spec) => in_pod(plan, dir, &mut pod, &spec, timing).await,
+        Err(error) => Err(error),
+    };
+    let result = match result {
+        Ok((exit, ready)) => {
+            pod.shutdown(ready).await;
+            Ok(exit)
+        }
+        Err(error) => {
+            pod.kill().await;
+            Err(error)
+        }
+    };
+    // The writable layer is at rest before the warden removes it, or leaves it to the user.
+    if let Err(error) = place::unmount_below(dir.path()) {
+        tracing::warn!(%error, "unmount the pod's share");
+    }
+    result
+}
+
+async fn in_pod(
+    plan: &Plan,
+    dir: &PodDir,
+    pod: &mut Pod,
+    spec: &[u8],
+    timing: &Arc<Timing>,
+) -> Result<(Exit, Ready), RunError> {
+    let mut signals = Signals::listen().map_err(|error| RunError::Host("listen for signals", error))?;
+    let ready = pod.ready(&plan.hostname, plan.dax_window_mib > 0, &mut signals, timing).await?;
+    let launch = launch(plan, dir, spec, timing);
+    let exit = pod.run(&ready, &launch, &mut signals).await?;
+    Ok((exit, ready))
+}
+
+fn launch<'a>(plan: &'a Plan, dir: &'a PodDir, spec: &'a [u8], timing: &'a Arc<Timing>) -> Launch<'a> {
+    Launch { dir, id: &plan.id, spec, attachment: plan.attachment, crash_on: plan.crash_on, timing }
+}
+
+fn join_pod(
+    runtime: &tokio::runtime::Runtime,
+    plan: &Plan,
+    pod: &ContainerId,
+    journal: &mut Journal,
+    timing: &Arc<Timing>,
+) -> Result<Exit, RunError> {
+    let dir = PodDir::of(&run_dir(), pod);
+    let monitor = journal::monitor_of(&dir).ok_or_else(|| RunError::NoPod(pod.clone()))?;
+    let place = reserve(plan, journal)?;
+    let membership = Record::Member { pod: dir.path().to_owned(), container: plan.id.to_string() };
+    journal.record(&membership).map_err(|error| RunError::Host("write the journal", error))?;
+    place::enter_namespace_of(monitor)?;
+    let spec = prepare(plan, place.as_ref(), &dir.share())?;
+    runtime.block_on(async {
+        let mut signals = Signals::listen().map_err(|error| RunError::Host("listen for signals", error))?;
+        let agent = Agent::connect(&dir.agent()).await.map_err(|_| RunError::NoPod(pod.clone()))?;
+        timing.mark("agent ready");
+        let exit = container::run(&agent, &launch(plan, &dir, &spec, timing), &mut signals).await;
+        exit.map_err(|error| match error {
+            ContainerError::Wait(AgentError::Gone)
+            | ContainerError::Start(AgentError::Gone)
+            | ContainerError::Create(AgentError::Gone) => RunError::PodEnded(pod.clone()),
+            error => RunError::Pod(PodError::Container(error)),
+        })
+    })
+}
+
+/// Takes the container's place in the image store, and writes it down.
+fn reserve(plan: &Plan, journal: &mut Journal) -> Result<Option<rootfs::Place>, RunError> {
+    if let Source::Bundle { .. } = plan.source {
+        return Ok(None);
+    }
+    let store = store_dir();
+    let place = rootfs::Place::of(&store, &plan.id)?;
+    let record = Record::Layer { store, container: plan.id.to_string(), keep: plan.keep };
+    journal.record(&record).map_err(|error| RunError::Host("write the journal", error))?;
+    Ok(Some(place))
+}
+
+/// Places the container's files in the share, and writes its spec for the guest.
+fn prepare(plan: &Plan, place: Option<&rootfs::Place>, share: &Path) -> Result<Vec<u8>, RunError> {
+    let rootfs = share.join(design::rootfs_in_share(&plan.id));
+    place::make_dir(&rootfs)?;
+    let (spec, base) = match &plan.source {
+        Source::Bundle { spec, dir, rootfs } => {
+            place::bind(
+                share,
+                &HostBind {
+                    source: rootfs.clone(),
+                    target: design::rootfs_in_share(&plan.id),
+                    recursive: true,
+                    read_only: false,
+                },
+            )?;
+            (spec.as_ref().clone(), dir.as_path())
+        }
+        Source::Image { image, wishes, user } => {
+            let Some(place) = place else {
+                return Err(RunError::Host("find the image store", io::ErrorKind::NotFound.into()));
+            };
+            let image = place.fill(image, &rootfs)?;
+            let user = rootfs::user(&rootfs, user.as_deref().unwrap_or(&image.user))?;
+            place::write_etc_files(share, &plan.id, &plan.hostname)?;
+            (spec::for_people(&plan.id, &image, wishes, &user)?, Path::new("/"))
+        }
+    };
+    let guest = design::for_guest(spec, &plan.id, base)?;
+    for bind in &guest.binds {
+        place::bind(share, bind)?;
+    }
+    container::spec_bytes(&guest.spec).map_err(|error| RunError::Host("write the container's spec", error.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vm::End;
+
+    fn ended() -> RunError {
+        PodError::Ended(End { reason: None, message: "killed".into(), guest_log: Vec::new() }).into()
+    }
+
+    #[test]
+    fn failures_have_dockers_code_or_runcs() {
+        let failed = || RunError::Host("x", io::ErrorKind::Other.into());
+        assert_eq!(exit_code(&failed(), Form::Image), 125);
+        assert_eq!(exit_code(&failed(), Form::Bundle), 1);
+        assert_eq!(exit_code(&ended(), Form::Image), 125);
+    }
+
+    #[test]
+    fn a_member_ends_with_its_pod() {
+        assert_eq!(exit_code(&RunError::PodEnded("a".parse().unwrap()), Form::Image), 137);
+    }
+}

@@ -1,0 +1,7 @@
+//! The pod's monitor: where it and its files are, how it is started, what it reports, how it ends.
+
+mod assets;
+mod monitor;
+
+pub use assets::{AssetError, Assets, Overrides};
+pub use monitor::{End, LaunchError, Monitor};
