@@ -13,6 +13,8 @@ mod dax;
 mod request;
 mod share;
 mod statx;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::os::fd::OwnedFd;

@@ -113,8 +113,8 @@ impl Share {
     /// The length of an extended attribute.
     pub(super) fn xattr_length(&self, inode: &Inode, name: &CStr) -> io::Result<usize> {
         Ok(match self.xattr_target(inode)? {
-            Target::File(file) => rustix::fs::fgetxattr(file, name, &mut [0u8; 0])?,
-            Target::Path(path) => rustix::fs::getxattr(path, name, &mut [0u8; 0])?,
+            Target::File(file) => rustix::fs::fgetxattr_query(file, name)?,
+            Target::Path(path) => rustix::fs::getxattr_query(path, name)?,
         })
     }
 
@@ -129,8 +129,8 @@ impl Share {
     /// The length of what [`Share::xattr_names`] gives.
     pub(super) fn xattr_names_length(&self, inode: &Inode) -> io::Result<usize> {
         Ok(match self.xattr_target(inode)? {
-            Target::File(file) => rustix::fs::flistxattr(file, &mut [0u8; 0])?,
-            Target::Path(path) => rustix::fs::listxattr(path, &mut [0u8; 0])?,
+            Target::File(file) => rustix::fs::flistxattr_query(file)?,
+            Target::Path(path) => rustix::fs::listxattr_query(path)?,
         })
     }
 

@@ -17,8 +17,6 @@ mod directory;
 mod files;
 mod server;
 mod table;
-#[cfg(test)]
-mod tests;
 
 use std::ffi::CStr;
 use std::io;

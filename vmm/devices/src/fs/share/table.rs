@@ -108,11 +108,6 @@ impl Inodes {
             self.by_key.remove(&key);
         }
     }
-
-    #[cfg(test)]
-    pub fn len(&self) -> usize {
-        self.by_node.len()
-    }
 }
 
 /// Every open file.
