@@ -5,8 +5,8 @@ use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, Stat, Timespec, Timestamps, Uid, XattrFlags, chmodat, chownat, lgetxattr, llistxattr,
-    lsetxattr, utimensat,
+    AtFlags, FileType, Gid, Mode, Stat, Timespec, Timestamps, Uid, XattrFlags, chmodat, chownat,
+    lgetxattr, llistxattr, lsetxattr, utimensat,
 };
 use rustix::io::Errno;
 
@@ -29,8 +29,17 @@ pub struct Attributes {
 impl Attributes {
     /// What the archive says.
     pub fn of_member(member: &Member) -> Self {
-        let xattrs = member.xattrs.iter().map(|(name, value)| (OsString::from_vec(name.clone()), value.clone()));
-        Self { uid: member.uid, gid: member.gid, mode: member.mode, mtime: member.mtime, xattrs: xattrs.collect() }
+        let xattrs = member
+            .xattrs
+            .iter()
+            .map(|(name, value)| (OsString::from_vec(name.clone()), value.clone()));
+        Self {
+            uid: member.uid,
+            gid: member.gid,
+            mode: member.mode,
+            mtime: member.mtime,
+            xattrs: xattrs.collect(),
+        }
     }
 
     /// What a file of a lower layer has, for copying it up.
@@ -45,14 +54,26 @@ impl Attributes {
         let length = llistxattr(&path, names.as_mut_slice())?;
         names.truncate(length);
         let mut xattrs = Vec::new();
-        for name in names.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+        for name in names
+            .split(|byte| *byte == 0)
+            .filter(|name| !name.is_empty())
+        {
             let mut value = vec![0; XATTR_LIMIT];
             let length = lgetxattr(&path, name, value.as_mut_slice())?;
             value.truncate(length);
             xattrs.push((OsStr::from_bytes(name).into(), value));
         }
-        let mtime = Time { seconds: stat.st_mtime, nanoseconds: u32::try_from(stat.st_mtime_nsec).unwrap_or(0) };
-        Ok(Self { uid: stat.st_uid, gid: stat.st_gid, mode: stat.st_mode & 0o7777, mtime, xattrs })
+        let mtime = Time {
+            seconds: stat.st_mtime,
+            nanoseconds: u32::try_from(stat.st_mtime_nsec).unwrap_or(0),
+        };
+        Ok(Self {
+            uid: stat.st_uid,
+            gid: stat.st_gid,
+            mode: stat.st_mode & 0o7777,
+            mtime,
+            xattrs,
+        })
     }
 
     /// Sets everything but the time on `name` in `parent`, which must not be a name that others can change meanwhile.
@@ -61,7 +82,12 @@ impl Attributes {
         chownat(parent, name, owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW)?;
         // After the owner, because chown takes setuid, setgid and security.capability away.
         if kind != FileType::Symlink {
-            chmodat(parent, name, Mode::from_raw_mode(self.mode), AtFlags::empty())?;
+            chmodat(
+                parent,
+                name,
+                Mode::from_raw_mode(self.mode),
+                AtFlags::empty(),
+            )?;
         }
         for (xattr, value) in &self.xattrs {
             set_xattr(parent, name, xattr, value)?;
@@ -77,8 +103,14 @@ impl Attributes {
 
 /// Sets the access and modification time of `name`, not following it.
 pub fn set_time(parent: &Dir, name: &OsStr, time: Time) -> io::Result<()> {
-    let time = Timespec { tv_sec: time.seconds, tv_nsec: time.nanoseconds.into() };
-    let times = Timestamps { last_access: time, last_modification: time };
+    let time = Timespec {
+        tv_sec: time.seconds,
+        tv_nsec: time.nanoseconds.into(),
+    };
+    let times = Timestamps {
+        last_access: time,
+        last_modification: time,
+    };
     Ok(utimensat(parent, name, &times, AtFlags::SYMLINK_NOFOLLOW)?)
 }
 
@@ -91,7 +123,11 @@ fn set_xattr(parent: &Dir, name: &OsStr, xattr: &OsStr, value: &[u8]) -> io::Res
         Ok(()) => Ok(()),
         // A file capability that is lost changes what a program can do; labels and user notes don't.
         Err(Errno::OPNOTSUPP) if xattr != "security.capability" => {
-            tracing::warn!(?xattr, ?name, "the store's file system can't hold this extended attribute of the image");
+            tracing::warn!(
+                ?xattr,
+                ?name,
+                "the store's file system can't hold this extended attribute of the image"
+            );
             Ok(())
         }
         Err(error) => Err(error.into()),

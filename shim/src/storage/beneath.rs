@@ -17,7 +17,10 @@ use rustix::io::Errno;
 /// As many as the kernel follows (MAXSYMLINKS).
 const SYMLINK_LIMIT: usize = 40;
 
-const DIRECTORY: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+const DIRECTORY: OFlags = OFlags::PATH
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::CLOEXEC);
 
 /// A name that an archive may not have.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -33,8 +36,18 @@ pub fn components(name: &[u8]) -> Result<Vec<OsString>, NameError> {
     if name.contains(&0) {
         return Err(NameError::Nul);
     }
-    let parts = name.split(|byte| *byte == b'/').filter(|part| !part.is_empty() && *part != b".");
-    parts.map(|part| if part == b".." { Err(NameError::Parent) } else { Ok(OsStr::from_bytes(part).into()) }).collect()
+    let parts = name
+        .split(|byte| *byte == b'/')
+        .filter(|part| !part.is_empty() && *part != b".");
+    parts
+        .map(|part| {
+            if part == b".." {
+                Err(NameError::Parent)
+            } else {
+                Ok(OsStr::from_bytes(part).into())
+            }
+        })
+        .collect()
 }
 
 /// A directory tree that names are resolved in.
@@ -71,7 +84,10 @@ impl Root {
 
     /// The root itself as a directory.
     pub fn dir(&self) -> Dir {
-        Dir { fd: self.0.clone(), path: Vec::new() }
+        Dir {
+            fd: self.0.clone(),
+            path: Vec::new(),
+        }
     }
 
     /// The directory `path`, which must exist.
@@ -140,8 +156,12 @@ fn make_dir(parent: &OwnedFd, name: &OsStr) -> io::Result<OwnedFd> {
 
 /// Components of a link's target, `..` included.
 pub fn link_components(target: &[u8]) -> Vec<OsString> {
-    let parts = target.split(|byte| *byte == b'/').filter(|part| !part.is_empty() && *part != b".");
-    parts.map(|part| OsString::from_vec(part.to_vec())).collect()
+    let parts = target
+        .split(|byte| *byte == b'/')
+        .filter(|part| !part.is_empty() && *part != b".");
+    parts
+        .map(|part| OsString::from_vec(part.to_vec()))
+        .collect()
 }
 
 /// Whether overlayfs takes this for a deleted name (Documentation/filesystems/overlayfs.rst, "whiteouts and opaque directories").
@@ -176,7 +196,9 @@ impl Dir {
 
     /// A path for calls that have no *at form (xattrs); valid while this lives.
     pub fn proc_path(&self, name: &OsStr) -> PathBuf {
-        Path::new("/proc/self/fd").join(self.fd.as_raw_fd().to_string()).join(name)
+        Path::new("/proc/self/fd")
+            .join(self.fd.as_raw_fd().to_string())
+            .join(name)
     }
 }
 

@@ -15,7 +15,12 @@ const COPY_BYTES: usize = 128 << 10;
 /// Makes a new file; fails if the name exists.
 pub fn create(parent: &Dir, name: &OsStr) -> io::Result<File> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    Ok(File::from(openat(parent, name, flags, Mode::from_raw_mode(0o600))?))
+    Ok(File::from(openat(
+        parent,
+        name,
+        flags,
+        Mode::from_raw_mode(0o600),
+    )?))
 }
 
 /// Writes `member`'s data, read from `data`, to the empty `file`.
@@ -24,12 +29,14 @@ pub fn write(mut file: &File, member: &Member, data: &mut impl Read) -> Result<(
     let mut buffer = vec![0; COPY_BYTES.min(usize::try_from(member.size).unwrap_or(COPY_BYTES))];
     for (offset, length) in member.sparse.as_deref().unwrap_or(&whole) {
         if member.sparse.is_some() {
-            file.seek(SeekFrom::Start(*offset)).map_err(|source| write_error(member, source))?;
+            file.seek(SeekFrom::Start(*offset))
+                .map_err(|source| write_error(member, source))?;
         }
         copy(data, file, *length, &mut buffer, member)?;
     }
     if member.sparse.is_some() {
-        file.set_len(member.size).map_err(|source| write_error(member, source))?;
+        file.set_len(member.size)
+            .map_err(|source| write_error(member, source))?;
     }
     Ok(())
 }
@@ -43,7 +50,9 @@ fn copy(
 ) -> Result<(), UnpackError> {
     let mut left = length;
     while left > 0 {
-        let want = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        let want = buffer
+            .len()
+            .min(usize::try_from(left).unwrap_or(usize::MAX));
         let chunk = buffer.get_mut(..want).unwrap_or_default();
         let count = match data.read(chunk) {
             Ok(0) => return Err(UnpackError::Read(io::ErrorKind::UnexpectedEof.into())),
@@ -52,7 +61,8 @@ fn copy(
             Err(error) => return Err(UnpackError::Read(error)),
         };
         let filled = chunk.get(..count).unwrap_or_default();
-        file.write_all(filled).map_err(|source| write_error(member, source))?;
+        file.write_all(filled)
+            .map_err(|source| write_error(member, source))?;
         left = left.saturating_sub(count as u64);
     }
     Ok(())

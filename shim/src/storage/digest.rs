@@ -45,7 +45,10 @@ impl FromStr for Digest {
 
     fn from_str(text: &str) -> Result<Self, DigestError> {
         let unsupported = || DigestError::Unsupported(text.chars().take(160).collect());
-        let hex = text.strip_prefix("sha256:").ok_or_else(unsupported)?.as_bytes();
+        let hex = text
+            .strip_prefix("sha256:")
+            .ok_or_else(unsupported)?
+            .as_bytes();
         if hex.len() != 64 {
             return Err(unsupported());
         }
@@ -54,7 +57,10 @@ impl FromStr for Digest {
             match pair {
                 [high, low] => {
                     let (high, low) = (nibble(*high), nibble(*low));
-                    *byte = high.zip(low).map(|(h, l)| h << 4 | l).ok_or_else(unsupported)?;
+                    *byte = high
+                        .zip(low)
+                        .map(|(h, l)| h << 4 | l)
+                        .ok_or_else(unsupported)?;
                 }
                 _ => return Err(unsupported()),
             }
@@ -79,7 +85,10 @@ pub struct HashingReader<R> {
 
 impl<R: Read> HashingReader<R> {
     pub fn new(inner: R) -> Self {
-        Self { inner, hasher: Sha256::new() }
+        Self {
+            inner,
+            hasher: Sha256::new(),
+        }
     }
 
     /// Reads what is left and returns the digest of everything.

@@ -19,7 +19,11 @@ pub enum StorageError {
     #[error("image {image}")]
     Image { image: String, source: ImageError },
     #[error("layer {layer} of image {image}")]
-    Layer { image: String, layer: Digest, source: LayerError },
+    Layer {
+        image: String,
+        layer: Digest,
+        source: LayerError,
+    },
     #[error("root file system {path:?}")]
     RootDir { path: PathBuf, source: io::Error },
     #[error("container id {0:?} can't be a directory name")]
@@ -38,14 +42,25 @@ pub enum ImageError {
     #[error("{what} has {bytes} bytes, more than any image description needs")]
     TooLarge { what: String, bytes: u64 },
     #[error("{what} is malformed")]
-    Json { what: String, source: serde_json::Error },
+    Json {
+        what: String,
+        source: serde_json::Error,
+    },
     #[error("{what} is damaged: expected digest {expected}, actual {actual}")]
-    Digest { what: String, expected: Digest, actual: Digest },
+    Digest {
+        what: String,
+        expected: Digest,
+        actual: Digest,
+    },
     #[error(transparent)]
     BadDigest(DigestError),
-    #[error("this is no tar archive (gzip and zstd compression is fine): write the output of `docker save` to a file")]
+    #[error(
+        "this is no tar archive (gzip and zstd compression is fine): write the output of `docker save` to a file"
+    )]
     NotArchive,
-    #[error("it holds neither index.json nor manifest.json: it is a tar, but no image (a root file system tar? unpack it and use dir:DIR)")]
+    #[error(
+        "it holds neither index.json nor manifest.json: it is a tar, but no image (a root file system tar? unpack it and use dir:DIR)"
+    )]
     NoIndex,
     #[error("it has no image named {tag:?}; it has: {known}")]
     NoTag { tag: String, known: String },
@@ -67,10 +82,20 @@ pub enum LayerError {
     #[error(transparent)]
     Blob(ImageError),
     #[error("the blob {blob} is damaged: expected digest {expected}, actual {actual}")]
-    BlobDigest { blob: String, expected: Digest, actual: Digest },
+    BlobDigest {
+        blob: String,
+        expected: Digest,
+        actual: Digest,
+    },
     #[error("the blob {blob} is damaged: expected {expected} bytes, actual {actual}")]
-    BlobLength { blob: String, expected: u64, actual: u64 },
-    #[error("its content is not what the image's configuration says: expected diff_id {expected}, actual {actual}")]
+    BlobLength {
+        blob: String,
+        expected: u64,
+        actual: u64,
+    },
+    #[error(
+        "its content is not what the image's configuration says: expected diff_id {expected}, actual {actual}"
+    )]
     DiffId { expected: Digest, actual: Digest },
     #[error("the file system of {store:?} is full: make room or put the image store elsewhere")]
     NoSpace { store: PathBuf },

@@ -16,15 +16,21 @@ pub enum ImageRef {
 /// Why a text names no image. Each says what to do.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ImageRefError {
-    #[error("the image reference is empty: write oci:DIR[:TAG], the path of an image archive, or dir:DIR")]
+    #[error(
+        "the image reference is empty: write oci:DIR[:TAG], the path of an image archive, or dir:DIR"
+    )]
     Empty,
     #[error("{0:?} doesn't exist: {1} needs the path of an existing directory")]
     NoDirectory(PathBuf, &'static str),
     #[error("{0:?} is not a directory")]
     NotDirectory(PathBuf),
-    #[error("{0:?} is no OCI image layout: it has no file oci-layout (for a root file system, write dir:{1})")]
+    #[error(
+        "{0:?} is no OCI image layout: it has no file oci-layout (for a root file system, write dir:{1})"
+    )]
     NotLayout(PathBuf, String),
-    #[error("{0:?} is a directory: write oci:{1} for an OCI image layout or dir:{1} for a root file system")]
+    #[error(
+        "{0:?} is a directory: write oci:{1} for an OCI image layout or dir:{1} for a root file system"
+    )]
     IsDirectory(PathBuf, String),
     #[error("{0:?} is neither a regular file nor a directory")]
     NotFile(PathBuf),
@@ -47,7 +53,10 @@ impl ImageRef {
             return layout(rest);
         }
         // skopeo's names for the same; the content tells which it is.
-        let path = text.strip_prefix("docker-archive:").or_else(|| text.strip_prefix("oci-archive:")).unwrap_or(text);
+        let path = text
+            .strip_prefix("docker-archive:")
+            .or_else(|| text.strip_prefix("oci-archive:"))
+            .unwrap_or(text);
         archive(path)
     }
 }
@@ -81,7 +90,11 @@ fn layout(text: &str) -> Result<ImageRef, ImageRefError> {
 
 fn archive(text: &str) -> Result<ImageRef, ImageRefError> {
     let Some((file, tag)) = existing_prefix(text) else {
-        return Err(if text.is_empty() { ImageRefError::Empty } else { ImageRefError::NoArchive(text.into()) });
+        return Err(if text.is_empty() {
+            ImageRefError::Empty
+        } else {
+            ImageRefError::NoArchive(text.into())
+        });
     };
     match metadata(&file) {
         Some(metadata) if metadata.is_file() => Ok(ImageRef::Archive { file, tag }),
@@ -98,9 +111,14 @@ fn existing_prefix(text: &str) -> Option<(PathBuf, Option<String>)> {
     if !text.is_empty() && metadata(text).is_some() {
         return Some((text.into(), None));
     }
-    let splits = text.rmatch_indices(':').map(|(index, _)| (&text[..index], &text[index + 1..]));
-    let mut existing = splits.filter(|(path, tag)| !path.is_empty() && !tag.is_empty() && metadata(path).is_some());
-    existing.next().map(|(path, tag)| (path.into(), Some(tag.into())))
+    let splits = text
+        .rmatch_indices(':')
+        .map(|(index, _)| (&text[..index], &text[index + 1..]));
+    let mut existing = splits
+        .filter(|(path, tag)| !path.is_empty() && !tag.is_empty() && metadata(path).is_some());
+    existing
+        .next()
+        .map(|(path, tag)| (path.into(), Some(tag.into())))
 }
 
 fn metadata(path: impl AsRef<Path>) -> Option<std::fs::Metadata> {

@@ -30,7 +30,11 @@ impl Lock {
     }
 
     fn take(path: &Path, operation: FlockOperation) -> io::Result<Option<Self>> {
-        let file = File::options().write(true).create(true).truncate(false).open(path)?;
+        let file = File::options()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)?;
         loop {
             match flock(&file, operation) {
                 Ok(()) => break,
@@ -40,8 +44,12 @@ impl Lock {
             }
         }
         // Whoever had it before removed the file: what we locked may no longer be what others open.
-        let same = fs::metadata(path).is_ok_and(|now| file.metadata().is_ok_and(|ours| ours.ino() == now.ino()));
-        Ok(same.then(|| Self { path: path.into(), _file: file }))
+        let same = fs::metadata(path)
+            .is_ok_and(|now| file.metadata().is_ok_and(|ours| ours.ino() == now.ino()));
+        Ok(same.then(|| Self {
+            path: path.into(),
+            _file: file,
+        }))
     }
 }
 

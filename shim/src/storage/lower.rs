@@ -39,7 +39,13 @@ enum Step {
 impl LowerView {
     /// `layers` are lowest first.
     pub fn open(layers: &[PathBuf]) -> io::Result<Self> {
-        Ok(Self { layers: layers.iter().rev().map(|layer| Root::open(layer)).collect::<io::Result<_>>()? })
+        Ok(Self {
+            layers: layers
+                .iter()
+                .rev()
+                .map(|layer| Root::open(layer))
+                .collect::<io::Result<_>>()?,
+        })
     }
 
     /// Finds `path`, following symbolic links in its parents but not the last component.
@@ -48,7 +54,14 @@ impl LowerView {
         'links: for _ in 0..=SYMLINK_LIMIT {
             for layer in &self.layers {
                 match look(layer, &path)? {
-                    Step::Found(parent, name, stat) => return Ok(Some(Found { parent, name, stat: *stat, path })),
+                    Step::Found(parent, name, stat) => {
+                        return Ok(Some(Found {
+                            parent,
+                            name,
+                            stat: *stat,
+                            path,
+                        }));
+                    }
                     Step::Missing => {}
                     Step::Hidden => return Ok(None),
                     Step::Link(index, target) => {
@@ -65,18 +78,25 @@ impl LowerView {
 
 fn look(layer: &Root, path: &[OsString]) -> io::Result<Step> {
     let mut current = layer.dir();
-    let Some((last, parents)) = path.split_last() else { return Ok(Step::Missing) };
+    let Some((last, parents)) = path.split_last() else {
+        return Ok(Step::Missing);
+    };
     let mut opaque = false;
     let absent = |opaque| if opaque { Step::Hidden } else { Step::Missing };
     for (index, name) in parents.iter().enumerate() {
-        let Some(stat) = current.stat(name)? else { return Ok(absent(opaque)) };
+        let Some(stat) = current.stat(name)? else {
+            return Ok(absent(opaque));
+        };
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory => {
                 opaque |= is_opaque(&current, name);
                 current = current.open_dir(name)?;
             }
             FileType::Symlink => {
-                return Ok(Step::Link(index, readlinkat(&current, &**name, Vec::new())?.into_bytes()));
+                return Ok(Step::Link(
+                    index,
+                    readlinkat(&current, &**name, Vec::new())?.into_bytes(),
+                ));
             }
             _ => return Ok(Step::Hidden),
         }
@@ -94,9 +114,16 @@ fn is_opaque(dir: &Dir, name: &OsStr) -> bool {
 }
 
 fn through_link(path: &[OsString], index: usize, target: &[u8]) -> Vec<OsString> {
-    let before = if target.starts_with(b"/") { &[] } else { path.get(..index).unwrap_or_default() };
+    let before = if target.starts_with(b"/") {
+        &[]
+    } else {
+        path.get(..index).unwrap_or_default()
+    };
     let mut resolved = before.to_vec();
-    for name in link_components(target).into_iter().chain(path.iter().skip(index + 1).cloned()) {
+    for name in link_components(target)
+        .into_iter()
+        .chain(path.iter().skip(index + 1).cloned())
+    {
         if name == ".." {
             resolved.pop();
         } else {

@@ -71,7 +71,11 @@ struct Extensions {
 
 impl<R: Read> Members<R> {
     pub fn new(input: R) -> Self {
-        Self { input, data_left: 0, padding: 0 }
+        Self {
+            input,
+            data_left: 0,
+            padding: 0,
+        }
     }
 
     /// The stream underneath, to drain it after the last member.
@@ -86,7 +90,9 @@ impl<R: Read> Members<R> {
     pub fn next_member(&mut self) -> io::Result<Option<Member>> {
         let mut extensions = Extensions::default();
         loop {
-            let Some(header) = self.next_header()? else { return Ok(None) };
+            let Some(header) = self.next_header()? else {
+                return Ok(None);
+            };
             match header.entry_type() {
                 EntryType::GNULongName => extensions.long_name = Some(self.extension_name()?),
                 EntryType::GNULongLink => extensions.long_link = Some(self.extension_name()?),
@@ -104,15 +110,22 @@ impl<R: Read> Members<R> {
     fn next_header(&mut self) -> io::Result<Option<Header>> {
         let skip = self.data_left.saturating_add(self.padding);
         if io::copy(&mut self.input.by_ref().take(skip), &mut io::sink())? != skip {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the tar archive is truncated"));
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the tar archive is truncated",
+            ));
         }
         (self.data_left, self.padding) = (0, 0);
         let mut header = Header::new_old();
-        if !read_block(&mut self.input, header.as_mut_bytes())? || header.as_bytes().iter().all(|b| *b == 0) {
+        if !read_block(&mut self.input, header.as_mut_bytes())?
+            || header.as_bytes().iter().all(|b| *b == 0)
+        {
             return Ok(None);
         }
         if header.cksum()? != checksum(&header) {
-            return Err(invalid("not a tar archive, or a damaged one: wrong header checksum"));
+            return Err(invalid(
+                "not a tar archive, or a damaged one: wrong header checksum",
+            ));
         }
         self.set_data(header.entry_size()?);
         Ok(Some(header))
@@ -125,7 +138,10 @@ impl<R: Read> Members<R> {
 
     fn extension(&mut self) -> io::Result<Vec<u8>> {
         if self.data_left > EXTENSION_LIMIT {
-            return Err(invalid(&format!("a tar extension header of {} bytes is longer than 1 MiB", self.data_left)));
+            return Err(invalid(&format!(
+                "a tar extension header of {} bytes is longer than 1 MiB",
+                self.data_left
+            )));
         }
         let mut bytes = Vec::new();
         self.read_to_end(&mut bytes)?;
@@ -140,9 +156,14 @@ impl<R: Read> Members<R> {
 
     fn member(&mut self, header: &Header, extensions: Extensions) -> io::Result<Option<Member>> {
         let pax = extensions.pax;
-        let Some(kind) = kind(header, &pax)? else { return Ok(None) };
+        let Some(kind) = kind(header, &pax)? else {
+            return Ok(None);
+        };
         let mut member = Member {
-            path: pax.path.or(extensions.long_name).unwrap_or_else(|| header.path_bytes().into_owned()),
+            path: pax
+                .path
+                .or(extensions.long_name)
+                .unwrap_or_else(|| header.path_bytes().into_owned()),
             link: pax
                 .link
                 .or(extensions.long_link)
@@ -176,7 +197,11 @@ impl<R: Read> Members<R> {
         } else if let Some(sparse) = pax.sparse {
             member.path = sparse.name.unwrap_or(member.path);
             member.size = sparse.real_size.unwrap_or(member.size);
-            member.sparse = Some(if sparse.map_in_data { self.pax_sparse_map()? } else { sparse.map });
+            member.sparse = Some(if sparse.map_in_data {
+                self.pax_sparse_map()?
+            } else {
+                sparse.map
+            });
         }
         if let Some(map) = &member.sparse {
             check_sparse(map, self.data_left, member.size)?;
@@ -186,7 +211,9 @@ impl<R: Read> Members<R> {
 
     /// The map of old GNU format: four fragments in the header, 21 in each extension block.
     fn gnu_sparse_map(&mut self, header: &Header) -> io::Result<(Vec<(u64, u64)>, u64)> {
-        let gnu = header.as_gnu().ok_or_else(|| invalid("a sparse tar member without a GNU header"))?;
+        let gnu = header
+            .as_gnu()
+            .ok_or_else(|| invalid("a sparse tar member without a GNU header"))?;
         let mut map = Vec::new();
         for fragment in gnu.sparse.iter().filter(|fragment| !fragment.is_empty()) {
             map.push((fragment.offset()?, fragment.length()?));
@@ -195,7 +222,9 @@ impl<R: Read> Members<R> {
         while more {
             let mut block = GnuExtSparseHeader::new();
             if !read_block(&mut self.input, block.as_mut_bytes())? || map.len() > SPARSE_LIMIT {
-                return Err(invalid("the map of a sparse tar member is truncated or has more than 262,144 fragments"));
+                return Err(invalid(
+                    "the map of a sparse tar member is truncated or has more than 262,144 fragments",
+                ));
             }
             for fragment in block.sparse.iter().filter(|fragment| !fragment.is_empty()) {
                 map.push((fragment.offset()?, fragment.length()?));
@@ -207,12 +236,19 @@ impl<R: Read> Members<R> {
 
     /// The map of pax format 1.0: decimal lines before the data, padded to a block.
     fn pax_sparse_map(&mut self) -> io::Result<Vec<(u64, u64)>> {
-        let mut lines = BlockLines { members: self, block: VecDeque::new() };
+        let mut lines = BlockLines {
+            members: self,
+            block: VecDeque::new(),
+        };
         let count = lines.number()?;
         if count > SPARSE_LIMIT as u64 {
-            return Err(invalid("a sparse tar member has more than 262,144 fragments"));
+            return Err(invalid(
+                "a sparse tar member has more than 262,144 fragments",
+            ));
         }
-        (0..count).map(|_| Ok((lines.number()?, lines.number()?))).collect()
+        (0..count)
+            .map(|_| Ok((lines.number()?, lines.number()?)))
+            .collect()
     }
 }
 
@@ -235,8 +271,11 @@ impl<R: Read> BlockLines<'_, R> {
                 Some(b'\n') => return Ok(number),
                 Some(digit @ b'0'..=b'9') => {
                     let digit = u64::from(digit - b'0');
-                    let next = number.checked_mul(10).and_then(|tens| tens.checked_add(digit));
-                    number = next.ok_or_else(|| invalid("a number of a sparse map is too large"))?;
+                    let next = number
+                        .checked_mul(10)
+                        .and_then(|tens| tens.checked_add(digit));
+                    number =
+                        next.ok_or_else(|| invalid("a number of a sparse map is too large"))?;
                 }
                 _ => return Err(invalid("the sparse map of a tar member is malformed")),
             }
@@ -248,7 +287,10 @@ impl<R: Read> Read for Members<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.input.by_ref().take(self.data_left).read(buffer)?;
         if count == 0 && self.data_left > 0 && !buffer.is_empty() {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the tar archive is truncated"));
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the tar archive is truncated",
+            ));
         }
         self.data_left = self.data_left.saturating_sub(count as u64);
         Ok(count)
@@ -257,14 +299,21 @@ impl<R: Read> Read for Members<R> {
 
 /// Whether a file that begins with `block` is a tar archive.
 pub fn is_tar(block: &[u8]) -> bool {
-    let Ok(block) = <&[u8; BLOCK as usize]>::try_from(block) else { return false };
+    let Ok(block) = <&[u8; BLOCK as usize]>::try_from(block) else {
+        return false;
+    };
     let header = Header::from_byte_slice(block);
     header.cksum().is_ok_and(|sum| sum == checksum(header))
 }
 
 fn checksum(header: &Header) -> u32 {
     let (before, rest) = header.as_bytes().split_at(148);
-    before.iter().chain(rest.iter().skip(8)).map(|byte| u32::from(*byte)).sum::<u32>() + 8 * 32
+    before
+        .iter()
+        .chain(rest.iter().skip(8))
+        .map(|byte| u32::from(*byte))
+        .sum::<u32>()
+        + 8 * 32
 }
 
 /// Fills a block; false at a clean end of the stream.
@@ -273,7 +322,12 @@ fn read_block(input: &mut impl Read, block: &mut [u8; BLOCK as usize]) -> io::Re
     while let Some(rest) = block.get_mut(filled..).filter(|rest| !rest.is_empty()) {
         match input.read(rest) {
             Ok(0) if filled == 0 => return Ok(false),
-            Ok(0) => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the tar archive is truncated")),
+            Ok(0) => {
+                return Err(io::Error::new(
+                    io::ErrorKind::UnexpectedEof,
+                    "the tar archive is truncated",
+                ));
+            }
             Ok(count) => filled += count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
@@ -285,7 +339,10 @@ fn read_block(input: &mut impl Read, block: &mut [u8; BLOCK as usize]) -> io::Re
 fn kind(header: &Header, pax: &Records) -> io::Result<Option<Kind>> {
     let device = || -> io::Result<(u32, u32)> {
         let number = |field: io::Result<Option<u32>>| field.map(Option::unwrap_or_default);
-        Ok((number(header.device_major())?, number(header.device_minor())?))
+        Ok((
+            number(header.device_major())?,
+            number(header.device_minor())?,
+        ))
     };
     Ok(Some(match header.entry_type() {
         EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => Kind::File,
@@ -298,9 +355,15 @@ fn kind(header: &Header, pax: &Records) -> io::Result<Option<Kind>> {
         // A volume label names no file.
         other if other.as_byte() == b'V' => return Ok(None),
         other => {
-            let name = pax.path.clone().unwrap_or_else(|| header.path_bytes().into_owned());
+            let name = pax
+                .path
+                .clone()
+                .unwrap_or_else(|| header.path_bytes().into_owned());
             let name = String::from_utf8_lossy(&name).into_owned();
-            return Err(invalid(&format!("member {name:?} has the unknown tar type {:?}", other.as_byte() as char)));
+            return Err(invalid(&format!(
+                "member {name:?} has the unknown tar type {:?}",
+                other.as_byte() as char
+            )));
         }
     }))
 }
@@ -311,18 +374,25 @@ fn check_sparse(map: &[(u64, u64)], data: u64, size: u64) -> io::Result<()> {
         if *offset < end {
             return Err(invalid("the fragments of a sparse tar member overlap"));
         }
-        end = offset.checked_add(*length).ok_or_else(|| invalid("a sparse tar member is too large"))?;
+        end = offset
+            .checked_add(*length)
+            .ok_or_else(|| invalid("a sparse tar member is too large"))?;
         total = total.saturating_add(*length);
     }
     if end > size || total != data {
-        return Err(invalid("the map of a sparse tar member doesn't agree with its size"));
+        return Err(invalid(
+            "the map of a sparse tar member doesn't agree with its size",
+        ));
     }
     Ok(())
 }
 
 fn header_time(header: &Header) -> io::Result<Time> {
     // Base-256 times before 1970 come out as huge numbers; the cast is two's complement on purpose.
-    Ok(Time { seconds: header.mtime()? as i64, nanoseconds: 0 })
+    Ok(Time {
+        seconds: header.mtime()? as i64,
+        nanoseconds: 0,
+    })
 }
 
 fn id(name: &str, value: u64) -> io::Result<u32> {
@@ -330,7 +400,11 @@ fn id(name: &str, value: u64) -> io::Result<u32> {
     u32::try_from(value)
         .ok()
         .filter(|id| *id != u32::MAX)
-        .ok_or_else(|| invalid(&format!("{name} {value} of a tar member does not fit into 32 bits")))
+        .ok_or_else(|| {
+            invalid(&format!(
+                "{name} {value} of a tar member does not fit into 32 bits"
+            ))
+        })
 }
 
 pub(super) fn invalid(text: &str) -> io::Error {

@@ -35,12 +35,20 @@ pub fn parse(mut bytes: &[u8]) -> io::Result<Records> {
     // Some writers pad with NULs.
     while bytes.first().is_some_and(|byte| *byte != 0) {
         let malformed = || invalid("malformed pax record");
-        let space = bytes.iter().position(|byte| *byte == b' ').ok_or_else(malformed)?;
+        let space = bytes
+            .iter()
+            .position(|byte| *byte == b' ')
+            .ok_or_else(malformed)?;
         let length = number(bytes.get(..space).unwrap_or_default())?;
         let length = usize::try_from(length).map_err(|_| malformed())?;
         let record = bytes.get(space + 1..length).ok_or_else(malformed)?;
-        let (b'\n', record) = record.split_last().ok_or_else(malformed)? else { return Err(malformed()) };
-        let equals = record.iter().position(|byte| *byte == b'=').ok_or_else(malformed)?;
+        let (b'\n', record) = record.split_last().ok_or_else(malformed)? else {
+            return Err(malformed());
+        };
+        let equals = record
+            .iter()
+            .position(|byte| *byte == b'=')
+            .ok_or_else(malformed)?;
         let (key, value) = record.split_at(equals);
         records.set(key, value.get(1..).unwrap_or_default())?;
         bytes = bytes.get(length..).unwrap_or_default();
@@ -83,7 +91,10 @@ impl Sparse {
             },
             b"map" if value.is_empty() => {}
             b"map" => {
-                let numbers = value.split(|byte| *byte == b',').map(number).collect::<io::Result<Vec<u64>>>()?;
+                let numbers = value
+                    .split(|byte| *byte == b',')
+                    .map(number)
+                    .collect::<io::Result<Vec<u64>>>()?;
                 let pairs = numbers.chunks(2).map(|pair| match pair {
                     [offset, length] => Ok((*offset, *length)),
                     _ => Err(invalid("a sparse map with an odd count of numbers")),
@@ -97,7 +108,9 @@ impl Sparse {
 }
 
 fn number(text: &[u8]) -> io::Result<u64> {
-    let parsed = std::str::from_utf8(text).ok().and_then(|text| text.parse().ok());
+    let parsed = std::str::from_utf8(text)
+        .ok()
+        .and_then(|text| text.parse().ok());
     parsed.ok_or_else(|| invalid("a pax record holds something else than a number"))
 }
 
@@ -114,7 +127,13 @@ fn time(text: &[u8]) -> io::Result<Time> {
     let nanoseconds = nanoseconds.fold(0_u32, |sum, digit| sum * 10 + u32::from(digit - b'0'));
     // -1.25 is 0.75 seconds after -2.
     if whole.starts_with('-') && nanoseconds > 0 {
-        return Ok(Time { seconds: seconds.checked_sub(1).ok_or_else(bad)?, nanoseconds: 1_000_000_000 - nanoseconds });
+        return Ok(Time {
+            seconds: seconds.checked_sub(1).ok_or_else(bad)?,
+            nanoseconds: 1_000_000_000 - nanoseconds,
+        });
     }
-    Ok(Time { seconds, nanoseconds })
+    Ok(Time {
+        seconds,
+        nanoseconds,
+    })
 }

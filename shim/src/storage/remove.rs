@@ -6,7 +6,9 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, Dir as Entries, FileType, Mode, OFlags, openat, renameat, statat, unlinkat};
+use rustix::fs::{
+    AtFlags, CWD, Dir as Entries, FileType, Mode, OFlags, openat, renameat, statat, unlinkat,
+};
 use rustix::io::Errno;
 
 /// Removes `path` and all below; never follows symbolic links. A missing `path` is fine.
@@ -69,7 +71,12 @@ fn move_up(dir: &impl AsFd, root: &impl AsFd, next_name: &mut u64) -> io::Result
     }
 }
 
-fn move_to_fresh_name(dir: &impl AsFd, name: &CStr, root: &impl AsFd, next_name: &mut u64) -> io::Result<()> {
+fn move_to_fresh_name(
+    dir: &impl AsFd,
+    name: &CStr,
+    root: &impl AsFd,
+    next_name: &mut u64,
+) -> io::Result<()> {
     loop {
         let fresh = format!(".removed-{next_name}");
         *next_name += 1;
@@ -77,7 +84,12 @@ fn move_to_fresh_name(dir: &impl AsFd, name: &CStr, root: &impl AsFd, next_name:
         if statat(root, &*fresh, AtFlags::SYMLINK_NOFOLLOW).is_ok() {
             continue;
         }
-        return Ok(renameat(dir, OsStr::from_bytes(name.to_bytes()), root, &*fresh)?);
+        return Ok(renameat(
+            dir,
+            OsStr::from_bytes(name.to_bytes()),
+            root,
+            &*fresh,
+        )?);
     }
 }
 

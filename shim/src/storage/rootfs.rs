@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, FileType, Mode, OFlags, openat, statfs};
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
-    fsconfig_set_string, fsmount, fsopen, mount, move_mount, unmount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags,
+    fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount, move_mount, unmount,
 };
 
 use super::EXPLICIT_ROOT_XATTR;
@@ -32,7 +32,12 @@ const PAGE: usize = 4096;
 /// - `redirect_dir=on`: rename(2) of a directory of the image works instead of failing with EXDEV. Layers can't abuse it,
 ///   because unpacking refuses trusted.overlay.* attributes.
 /// - `xino=auto`: inode numbers stay the same when a file is copied up, wherever the layers' file systems leave bits for it.
-const OPTIONS: [(&str, &str); 4] = [("index", "off"), ("metacopy", "off"), ("redirect_dir", "on"), ("xino", "auto")];
+const OPTIONS: [(&str, &str); 4] = [
+    ("index", "off"),
+    ("metacopy", "off"),
+    ("redirect_dir", "on"),
+    ("xino", "auto"),
+];
 
 /// Why a root file system could not be mounted.
 #[derive(Debug, thiserror::Error)]
@@ -49,8 +54,14 @@ pub enum RootFsError {
     #[error("cannot prepare the writable layer {path:?}")]
     Writable { path: PathBuf, source: io::Error },
     #[error("cannot mount the overlay on {target:?}{said}")]
-    Mount { target: PathBuf, said: String, source: io::Error },
-    #[error("{0} layers are too many for this kernel, which lacks the overlay option lowerdir+ (Linux 6.7)")]
+    Mount {
+        target: PathBuf,
+        said: String,
+        source: io::Error,
+    },
+    #[error(
+        "{0} layers are too many for this kernel, which lacks the overlay option lowerdir+ (Linux 6.7)"
+    )]
     TooManyLayers(usize),
     #[error("cannot unmount {target:?}")]
     Unmount { target: PathBuf, source: io::Error },
@@ -68,14 +79,28 @@ impl RootFs {
     /// Mounts `layers` (lowest first) with `writable` on top at the existing directory `target`, in the caller's mount namespace.
     ///
     /// Device nodes and setuid bits have no effect on the host, only in the guest.
-    pub fn mount(layers: &[PathBuf], writable: &WritableLayer, target: &Path) -> Result<Self, RootFsError> {
+    pub fn mount(
+        layers: &[PathBuf],
+        writable: &WritableLayer,
+        target: &Path,
+    ) -> Result<Self, RootFsError> {
         prepare_writable(layers, writable)?;
-        let lower = layers.iter().rev().map(|layer| LayerDir::open(layer)).collect::<Result<Vec<_>, _>>()?;
-        let upper = [LayerDir::open(&writable.upper)?, LayerDir::open(&writable.work)?];
+        let lower = layers
+            .iter()
+            .rev()
+            .map(|layer| LayerDir::open(layer))
+            .collect::<Result<Vec<_>, _>>()?;
+        let upper = [
+            LayerDir::open(&writable.upper)?,
+            LayerDir::open(&writable.work)?,
+        ];
         if !mount_by_fsconfig(&lower, &upper, target)? {
             mount_by_page(&lower, &upper, target)?;
         }
-        Ok(Self { target: target.into(), mounted: true })
+        Ok(Self {
+            target: target.into(),
+            mounted: true,
+        })
     }
 
     /// Where it is mounted.
@@ -92,7 +117,10 @@ impl RootFs {
     /// Unmounts it now, even if files in it are still open (they stay usable).
     pub fn unmount(mut self) -> Result<(), RootFsError> {
         self.mounted = false;
-        let failed = |source: Errno| RootFsError::Unmount { target: self.target.clone(), source: source.into() };
+        let failed = |source: Errno| RootFsError::Unmount {
+            target: self.target.clone(),
+            source: source.into(),
+        };
         unmount(&self.target, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW).map_err(failed)
     }
 }
@@ -122,7 +150,9 @@ fn prepare_writable(layers: &[PathBuf], writable: &WritableLayer) -> Result<(), 
     let owner = root_owner(layers).ok_or(RootFsError::NoLayers)?;
     let mut builder = fs::DirBuilder::new();
     builder.recursive(true).mode(0o700);
-    builder.create(&writable.work).map_err(failed(&writable.work))?;
+    builder
+        .create(&writable.work)
+        .map_err(failed(&writable.work))?;
     if is_overlay(&writable.work).map_err(failed(&writable.work))? {
         return Err(RootFsError::UpperOnOverlay(writable.work.clone()));
     }
@@ -137,10 +167,18 @@ fn prepare_writable(layers: &[PathBuf], writable: &WritableLayer) -> Result<(), 
 }
 
 fn copy_root_attributes(from: &Path, to: &Path) -> io::Result<()> {
-    let (from, to, name) = (Root::open(from)?.dir(), Root::open(to)?.dir(), OsStr::new("."));
-    let Some(stat) = from.stat(name)? else { return Err(io::ErrorKind::NotFound.into()) };
+    let (from, to, name) = (
+        Root::open(from)?.dir(),
+        Root::open(to)?.dir(),
+        OsStr::new("."),
+    );
+    let Some(stat) = from.stat(name)? else {
+        return Err(io::ErrorKind::NotFound.into());
+    };
     let mut attributes = Attributes::of_file(&from, name, &stat)?;
-    attributes.xattrs.retain(|(xattr, _)| xattr != EXPLICIT_ROOT_XATTR);
+    attributes
+        .xattrs
+        .retain(|(xattr, _)| xattr != EXPLICIT_ROOT_XATTR);
     attributes.set(&to, name, FileType::Directory)?;
     attributes.set_time(&to, name)
 }
@@ -153,10 +191,16 @@ struct LayerDir {
 
 impl LayerDir {
     fn open(path: &Path) -> Result<Self, RootFsError> {
-        let failed = |source: io::Error| RootFsError::Layer { path: path.into(), source };
+        let failed = |source: io::Error| RootFsError::Layer {
+            path: path.into(),
+            source,
+        };
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = openat(CWD, path, flags, Mode::empty()).map_err(|error| failed(error.into()))?;
-        Ok(Self { path: fs::canonicalize(path).map_err(failed)?, fd })
+        Ok(Self {
+            path: fs::canonicalize(path).map_err(failed)?,
+            fd,
+        })
     }
 
     /// Short, and free of the characters that overlayfs' options escape.
@@ -166,13 +210,20 @@ impl LayerDir {
 
     /// The path itself, for the reader of /proc/mounts, where an option can hold it.
     fn option(&self) -> String {
-        let plain = self.path.to_str().filter(|path| path.len() <= OPTION_LIMIT && !path.contains([':', ',', '\\']));
+        let plain = self
+            .path
+            .to_str()
+            .filter(|path| path.len() <= OPTION_LIMIT && !path.contains([':', ',', '\\']));
         plain.map_or_else(|| self.by_fd(), str::to_owned)
     }
 }
 
 /// Mounts with one option per layer; false if the kernel can't (lowerdir+ is there since 6.7).
-fn mount_by_fsconfig(lower: &[LayerDir], upper: &[LayerDir; 2], target: &Path) -> Result<bool, RootFsError> {
+fn mount_by_fsconfig(
+    lower: &[LayerDir],
+    upper: &[LayerDir; 2],
+    target: &Path,
+) -> Result<bool, RootFsError> {
     let context = match fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC) {
         Ok(context) => context,
         Err(Errno::NOSYS) => return Ok(false),
@@ -187,23 +238,45 @@ fn mount_by_fsconfig(lower: &[LayerDir], upper: &[LayerDir; 2], target: &Path) -
         }
     }
     let [upper, work] = upper;
-    let writable = [("source", "vmbox".to_owned()), ("upperdir", upper.option()), ("workdir", work.option())];
-    let options = OPTIONS.into_iter().map(|(key, value)| (key, value.to_owned()));
+    let writable = [
+        ("source", "vmbox".to_owned()),
+        ("upperdir", upper.option()),
+        ("workdir", work.option()),
+    ];
+    let options = OPTIONS
+        .into_iter()
+        .map(|(key, value)| (key, value.to_owned()));
     for (key, value) in writable.into_iter().chain(options) {
         fsconfig_set_string(&context, key, value).map_err(failed)?;
     }
     fsconfig_create(&context).map_err(failed)?;
     let attributes = MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOSUID;
     let mount = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(failed)?;
-    move_mount(&mount, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).map_err(failed)?;
+    move_mount(
+        &mount,
+        "",
+        CWD,
+        target,
+        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+    )
+    .map_err(failed)?;
     Ok(true)
 }
 
 /// Mounts with mount(2), whose options must fit into a page: so layers are named by descriptor.
-fn mount_by_page(lower: &[LayerDir], upper: &[LayerDir; 2], target: &Path) -> Result<(), RootFsError> {
+fn mount_by_page(
+    lower: &[LayerDir],
+    upper: &[LayerDir; 2],
+    target: &Path,
+) -> Result<(), RootFsError> {
     let [upper, work] = upper;
     let lowerdir: Vec<String> = lower.iter().map(LayerDir::by_fd).collect();
-    let mut options = format!("lowerdir={},upperdir={},workdir={}", lowerdir.join(":"), upper.by_fd(), work.by_fd());
+    let mut options = format!(
+        "lowerdir={},upperdir={},workdir={}",
+        lowerdir.join(":"),
+        upper.by_fd(),
+        work.by_fd()
+    );
     for (key, value) in OPTIONS {
         options.push_str(&format!(",{key}={value}"));
     }
@@ -211,22 +284,36 @@ fn mount_by_page(lower: &[LayerDir], upper: &[LayerDir; 2], target: &Path) -> Re
         return Err(RootFsError::TooManyLayers(lower.len()));
     }
     let options = std::ffi::CString::new(options).map_err(|_| RootFsError::NoLayers)?;
-    let mounted = mount("vmbox", target, "overlay", MountFlags::NODEV | MountFlags::NOSUID, options.as_c_str());
+    let mounted = mount(
+        "vmbox",
+        target,
+        "overlay",
+        MountFlags::NODEV | MountFlags::NOSUID,
+        options.as_c_str(),
+    );
     mounted.map_err(|source| mount_error(target, String::new(), source))
 }
 
 fn mount_error(target: &Path, said: String, source: Errno) -> RootFsError {
-    RootFsError::Mount { target: target.into(), said, source: source.into() }
+    RootFsError::Mount {
+        target: target.into(),
+        said,
+        source: source.into(),
+    }
 }
 
 /// What the kernel logged to the mount context, which tells more than an error number.
 fn kernel_said(context: &OwnedFd) -> String {
-    let Ok(mut log) = context.try_clone().map(File::from) else { return String::new() };
+    let Ok(mut log) = context.try_clone().map(File::from) else {
+        return String::new();
+    };
     let mut said = String::new();
     let mut message = [0; 1024];
     // Each read gives one message; ENODATA ends them.
     while let Ok(count) = log.read(&mut message) {
-        let Some(text) = message.get(..count).filter(|text| !text.is_empty()) else { break };
+        let Some(text) = message.get(..count).filter(|text| !text.is_empty()) else {
+            break;
+        };
         said.push_str(" (");
         said.push_str(String::from_utf8_lossy(text).trim());
         said.push(')');

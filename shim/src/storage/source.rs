@@ -22,12 +22,18 @@ const LINK_LIMIT: usize = 8;
 /// The blobs of one or more images.
 pub enum Source {
     Layout(PathBuf),
-    Archive { file: File, members: HashMap<String, Place> },
+    Archive {
+        file: File,
+        members: HashMap<String, Place>,
+    },
 }
 
 /// Where a member of an archive is.
 pub enum Place {
-    Bytes { start: u64, length: u64 },
+    Bytes {
+        start: u64,
+        length: u64,
+    },
     /// docker save links layers that occur twice.
     Link(String),
 }
@@ -45,10 +51,16 @@ impl Source {
 
     /// Opens an archive; a compressed one is expanded to an unnamed file in `scratch` first, because blobs come in any order.
     pub fn archive(path: &Path, scratch: &Path) -> Result<Self, ImageError> {
-        let read = |source| ImageError::Read { what: path.display().to_string(), source };
+        let read = |source| ImageError::Read {
+            what: path.display().to_string(),
+            source,
+        };
         let mut file = File::open(path).map_err(read)?;
         let mut start = Vec::new();
-        file.by_ref().take(512).read_to_end(&mut start).map_err(read)?;
+        file.by_ref()
+            .take(512)
+            .read_to_end(&mut start)
+            .map_err(read)?;
         file.seek(SeekFrom::Start(0)).map_err(read)?;
         if detect(&start).map_err(read)? != Compression::Plain {
             file = expand(file, scratch).map_err(read)?;
@@ -75,7 +87,10 @@ impl Source {
         }
         .map_err(|source| match source.kind() {
             io::ErrorKind::NotFound => ImageError::Missing { what: name.into() },
-            _ => ImageError::Read { what: name.into(), source },
+            _ => ImageError::Read {
+                what: name.into(),
+                source,
+            },
         })
     }
 
@@ -83,16 +98,24 @@ impl Source {
     pub fn document(&self, name: &str, digest: Option<Digest>) -> Result<Vec<u8>, ImageError> {
         let blob = self.open(name)?;
         if blob.length > DOCUMENT_LIMIT {
-            return Err(ImageError::TooLarge { what: name.into(), bytes: blob.length });
+            return Err(ImageError::TooLarge {
+                what: name.into(),
+                bytes: blob.length,
+            });
         }
         let mut bytes = Vec::new();
         let read = blob.reader.take(DOCUMENT_LIMIT).read_to_end(&mut bytes);
-        read.map_err(|source| ImageError::Read { what: name.into(), source })?;
+        read.map_err(|source| ImageError::Read {
+            what: name.into(),
+            source,
+        })?;
         let actual = Digest::of(&bytes);
         match digest {
-            Some(expected) if expected != actual => {
-                Err(ImageError::Digest { what: name.into(), expected, actual })
-            }
+            Some(expected) if expected != actual => Err(ImageError::Digest {
+                what: name.into(),
+                expected,
+                actual,
+            }),
             _ => Ok(bytes),
         }
     }
@@ -101,23 +124,42 @@ impl Source {
 fn open_file(path: &Path) -> io::Result<Blob<'static>> {
     // Without O_NONBLOCK a FIFO in the layout would hang the caller.
     let nonblocking = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or_default();
-    let file = File::options().read(true).custom_flags(nonblocking).open(path)?;
+    let file = File::options()
+        .read(true)
+        .custom_flags(nonblocking)
+        .open(path)?;
     let metadata = file.metadata()?;
     if !metadata.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is no regular file"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "it is no regular file",
+        ));
     }
-    Ok(Blob { reader: Box::new(file), length: metadata.len() })
+    Ok(Blob {
+        reader: Box::new(file),
+        length: metadata.len(),
+    })
 }
 
-fn open_member<'a>(file: &'a File, members: &HashMap<String, Place>, name: &str) -> io::Result<Blob<'a>> {
+fn open_member<'a>(
+    file: &'a File,
+    members: &HashMap<String, Place>,
+    name: &str,
+) -> io::Result<Blob<'a>> {
     let mut name = name;
     for _ in 0..LINK_LIMIT {
         match members.get(name) {
             None => return Err(io::ErrorKind::NotFound.into()),
             Some(Place::Link(target)) => name = target,
             Some(Place::Bytes { start, length }) => {
-                let section = Section { file, position: *start };
-                return Ok(Blob { reader: Box::new(section.take(*length)), length: *length });
+                let section = Section {
+                    file,
+                    position: *start,
+                };
+                return Ok(Blob {
+                    reader: Box::new(section.take(*length)),
+                    length: *length,
+                });
             }
         }
     }
@@ -141,7 +183,10 @@ impl Read for Section<'_> {
 fn expand(file: File, scratch: &Path) -> io::Result<File> {
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
     let mut expanded = File::from(openat(CWD, scratch, flags, Mode::from_raw_mode(0o600))?);
-    io::copy(&mut Decoder::new(BufReader::with_capacity(128 << 10, file))?, &mut expanded)?;
+    io::copy(
+        &mut Decoder::new(BufReader::with_capacity(128 << 10, file))?,
+        &mut expanded,
+    )?;
     Ok(expanded)
 }
 
@@ -151,25 +196,42 @@ fn index(file: &File) -> io::Result<HashMap<String, Place>> {
     let mut position = 0;
     loop {
         let mut members = Members::new(Section { file, position });
-        let Some(member) = members.next_member()? else { return Ok(places) };
+        let Some(member) = members.next_member()? else {
+            return Ok(places);
+        };
         let start = members.into_inner().position;
         position = start;
         let name = normalized("", &String::from_utf8_lossy(&member.path));
         let link = String::from_utf8_lossy(&member.link);
         let place = match member.kind {
             Kind::File if member.sparse.is_none() => {
-                let padded = member.size.checked_next_multiple_of(512).and_then(|size| size.checked_add(start));
+                let padded = member
+                    .size
+                    .checked_next_multiple_of(512)
+                    .and_then(|size| size.checked_add(start));
                 position = padded.ok_or(io::ErrorKind::InvalidData)?;
-                Place::Bytes { start, length: member.size }
+                Place::Bytes {
+                    start,
+                    length: member.size,
+                }
             }
             Kind::HardLink => Place::Link(normalized("", &link)),
-            Kind::Symlink => Place::Link(normalized(name.rsplit_once('/').map_or("", |(dir, _)| dir), &link)),
-            Kind::File => return Err(io::Error::other("an image archive with sparse members isn't supported")),
+            Kind::Symlink => Place::Link(normalized(
+                name.rsplit_once('/').map_or("", |(dir, _)| dir),
+                &link,
+            )),
+            Kind::File => {
+                return Err(io::Error::other(
+                    "an image archive with sparse members isn't supported",
+                ));
+            }
             _ => continue,
         };
         places.insert(name, place);
         if places.len() > MEMBER_LIMIT {
-            return Err(io::Error::other("an image archive has more than 65,536 members"));
+            return Err(io::Error::other(
+                "an image archive has more than 65,536 members",
+            ));
         }
     }
 }

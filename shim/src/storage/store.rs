@@ -68,14 +68,19 @@ pub struct WritableLayer {
 impl Store {
     /// Opens the store in `root`, making it if it isn't there. Only root may look inside: layers hold setuid files.
     pub fn open(root: &Path) -> Result<Self, StorageError> {
-        let failed = |source| StorageError::Store { path: root.into(), source };
+        let failed = |source| StorageError::Store {
+            path: root.into(),
+            source,
+        };
         let mut builder = fs::DirBuilder::new();
         builder.recursive(true).mode(0o700);
         for directory in ["layers", "tmp", "containers"] {
             builder.create(root.join(directory)).map_err(failed)?;
         }
         // Absolute, because mounting resolves it later, perhaps from another directory.
-        Ok(Self { root: fs::canonicalize(root).map_err(failed)? })
+        Ok(Self {
+            root: fs::canonicalize(root).map_err(failed)?,
+        })
     }
 
     /// Makes an image ready: unpacks what layers the store doesn't have yet. Shows progress if stderr is a terminal.
@@ -84,27 +89,49 @@ impl Store {
     /// Nothing of a layer that fails stays behind; layers that were finished before it stay and are used by the next try.
     pub fn prepare(&self, reference: &ImageRef) -> Result<Image, StorageError> {
         if let ImageRef::RootDir(dir) = reference {
-            let failed = |source| StorageError::RootDir { path: dir.clone(), source };
+            let failed = |source| StorageError::RootDir {
+                path: dir.clone(),
+                source,
+            };
             let dir = fs::canonicalize(dir).map_err(failed)?;
-            return Ok(Image { layers: vec![dir], config: ImageConfig::default() });
+            return Ok(Image {
+                layers: vec![dir],
+                config: ImageConfig::default(),
+            });
         }
-        if is_overlay(&self.root).map_err(|source| StorageError::Store { path: self.root.clone(), source })? {
+        if is_overlay(&self.root).map_err(|source| StorageError::Store {
+            path: self.root.clone(),
+            source,
+        })? {
             return Err(StorageError::OnOverlay(self.root.clone()));
         }
-        self.sweep().map_err(|source| StorageError::Store { path: self.root.clone(), source })?;
+        self.sweep().map_err(|source| StorageError::Store {
+            path: self.root.clone(),
+            source,
+        })?;
         let (path, tag) = match reference {
-            ImageRef::Layout { dir: path, tag } | ImageRef::Archive { file: path, tag } => (path, tag.as_deref()),
+            ImageRef::Layout { dir: path, tag } | ImageRef::Archive { file: path, tag } => {
+                (path, tag.as_deref())
+            }
             ImageRef::RootDir(path) => (path, None),
         };
         let image = path.display().to_string();
-        let failed = |source| StorageError::Image { image: image.clone(), source };
+        let failed = |source| StorageError::Image {
+            image: image.clone(),
+            source,
+        };
         let source = match reference {
-            ImageRef::Archive { file, .. } => Source::archive(file, &self.root.join("tmp")).map_err(failed)?,
+            ImageRef::Archive { file, .. } => {
+                Source::archive(file, &self.root.join("tmp")).map_err(failed)?
+            }
             ImageRef::Layout { .. } | ImageRef::RootDir(_) => Source::layout(path),
         };
         let manifest = manifest::find(&source, tag).map_err(failed)?;
         let layers = self.layers(&image, &source, &manifest)?;
-        Ok(Image { layers, config: ImageConfig::of(&manifest) })
+        Ok(Image {
+            layers,
+            config: ImageConfig::of(&manifest),
+        })
     }
 
     /// Where container `id` writes; makes `containers/<id>`.
@@ -112,8 +139,14 @@ impl Store {
         let dir = self.container_dir(id)?;
         let mut builder = fs::DirBuilder::new();
         let made = builder.recursive(true).mode(0o700).create(&dir);
-        made.map_err(|source| StorageError::Store { path: dir.clone(), source })?;
-        Ok(WritableLayer { upper: dir.join("upper"), work: dir.join("work") })
+        made.map_err(|source| StorageError::Store {
+            path: dir.clone(),
+            source,
+        })?;
+        Ok(WritableLayer {
+            upper: dir.join("upper"),
+            work: dir.join("work"),
+        })
     }
 
     /// Removes all that container `id` wrote; fine if there is nothing. Its root file system must not be mounted any more.
@@ -123,21 +156,36 @@ impl Store {
     }
 
     fn container_dir(&self, id: &str) -> Result<PathBuf, StorageError> {
-        let fits = !id.is_empty() && id.len() <= 255 && id != "." && id != ".." && !id.contains(['/', '\0']);
-        if fits { Ok(self.root.join("containers").join(id)) } else { Err(StorageError::ContainerId(id.into())) }
+        let fits = !id.is_empty()
+            && id.len() <= 255
+            && id != "."
+            && id != ".."
+            && !id.contains(['/', '\0']);
+        if fits {
+            Ok(self.root.join("containers").join(id))
+        } else {
+            Err(StorageError::ContainerId(id.into()))
+        }
     }
 
-    fn layers(&self, image: &str, source: &Source, manifest: &Manifest) -> Result<Vec<PathBuf>, StorageError> {
+    fn layers(
+        &self,
+        image: &str,
+        source: &Source,
+        manifest: &Manifest,
+    ) -> Result<Vec<PathBuf>, StorageError> {
         let mut layers: Vec<PathBuf> = Vec::new();
         let mut chain: Option<Digest> = None;
         for (index, blob) in manifest.layers.iter().enumerate() {
             let on = chain.map_or(blob.diff_id, |below| blob.diff_id.chained_on(&below));
             let label = format!("unpacking layer {} of {}", index + 1, manifest.layers.len());
-            let layer = self.layer(source, blob, &layers, on, &label).map_err(|source| StorageError::Layer {
-                image: image.into(),
-                layer: blob.diff_id,
-                source,
-            })?;
+            let layer = self
+                .layer(source, blob, &layers, on, &label)
+                .map_err(|source| StorageError::Layer {
+                    image: image.into(),
+                    layer: blob.diff_id,
+                    source,
+                })?;
             // overlayfs doesn't look for this mark on a layer's root, so what it hides is left out.
             if has_mark(&layer, OPAQUE_XATTR) {
                 layers.clear();
@@ -158,8 +206,16 @@ impl Store {
     ) -> Result<PathBuf, LayerError> {
         let hex = blob.diff_id.hex();
         let alone = self.root.join("layers").join(&hex);
-        let chained = self.root.join("layers").join(format!("{hex}.{}", chain.hex()));
-        let present = || [&alone, &chained].into_iter().find(|path| path.is_dir()).cloned();
+        let chained = self
+            .root
+            .join("layers")
+            .join(format!("{hex}.{}", chain.hex()));
+        let present = || {
+            [&alone, &chained]
+                .into_iter()
+                .find(|path| path.is_dir())
+                .cloned()
+        };
         if let Some(path) = present() {
             return Ok(path);
         }
@@ -169,11 +225,17 @@ impl Store {
         if let Some(path) = present() {
             return Ok(path);
         }
-        let done = self.fill(source, blob, below, &partial, label).and_then(|unpacked| {
-            let path = if unpacked.depends_on_lower { chained } else { alone };
-            fs::rename(&partial, &path).map_err(|source| self.write_error(source))?;
-            Ok(path)
-        });
+        let done = self
+            .fill(source, blob, below, &partial, label)
+            .and_then(|unpacked| {
+                let path = if unpacked.depends_on_lower {
+                    chained
+                } else {
+                    alone
+                };
+                fs::rename(&partial, &path).map_err(|source| self.write_error(source))?;
+                Ok(path)
+            });
         if done.is_err()
             && let Err(error) = remove_tree(&partial)
         {
@@ -198,7 +260,11 @@ impl Store {
             && expected != blob.length
         {
             let (blob, actual) = (layer.name.clone(), blob.length);
-            return Err(LayerError::BlobLength { blob, expected, actual });
+            return Err(LayerError::BlobLength {
+                blob,
+                expected,
+                actual,
+            });
         }
         let bar = progress(blob.length, label);
         let raw = HashingReader::new(bar.wrap_read(blob.reader));
@@ -211,11 +277,18 @@ impl Store {
             && let Ok(actual) = raw.get_mut().digest()
             && actual != expected
         {
-            return Err(LayerError::BlobDigest { blob: layer.name.clone(), expected, actual });
+            return Err(LayerError::BlobDigest {
+                blob: layer.name.clone(),
+                expected,
+                actual,
+            });
         }
         let (unpacked, actual) = unpacked.map_err(|error| self.unpack_error(error))?;
         if actual != layer.diff_id {
-            return Err(LayerError::DiffId { expected: layer.diff_id, actual });
+            return Err(LayerError::DiffId {
+                expected: layer.diff_id,
+                actual,
+            });
         }
         Ok(unpacked)
     }
@@ -223,21 +296,33 @@ impl Store {
     fn unpack_error(&self, error: UnpackError) -> LayerError {
         match &error {
             UnpackError::Write { source, .. } | UnpackError::Prepare(source) if is_full(source) => {
-                LayerError::NoSpace { store: self.root.clone() }
+                LayerError::NoSpace {
+                    store: self.root.clone(),
+                }
             }
             _ => LayerError::Unpack(error),
         }
     }
 
     fn write_error(&self, source: io::Error) -> LayerError {
-        if is_full(&source) { LayerError::NoSpace { store: self.root.clone() } } else { LayerError::Store(source) }
+        if is_full(&source) {
+            LayerError::NoSpace {
+                store: self.root.clone(),
+            }
+        } else {
+            LayerError::Store(source)
+        }
     }
 
     /// Removes what processes that were killed while unpacking left.
     fn sweep(&self) -> io::Result<()> {
         for entry in fs::read_dir(self.root.join("tmp"))? {
             let path = entry?.path();
-            let partial = if path.extension().is_some_and(|e| e == "lock") { path.with_extension("") } else { path };
+            let partial = if path.extension().is_some_and(|e| e == "lock") {
+                path.with_extension("")
+            } else {
+                path
+            };
             if let Some(_lock) = Lock::try_now(&lock_path(&partial))? {
                 remove_tree(&partial)?;
             }
@@ -246,7 +331,11 @@ impl Store {
     }
 }
 
-fn decode_and_unpack(raw: impl io::BufRead, into: &Path, lower: &LowerView) -> Result<(Unpacked, Digest), UnpackError> {
+fn decode_and_unpack(
+    raw: impl io::BufRead,
+    into: &Path,
+    lower: &LowerView,
+) -> Result<(Unpacked, Digest), UnpackError> {
     let content = HashingReader::new(Decoder::new(raw).map_err(UnpackError::Read)?);
     let mut members = Members::new(content);
     let unpacked = unpack(&mut members, into, lower)?;
@@ -273,11 +362,18 @@ pub(super) fn has_mark(path: &Path, xattr: &str) -> bool {
 
 /// The layer whose root directory has the last word about mode and owner of `/`.
 pub(super) fn root_owner(layers: &[PathBuf]) -> Option<&PathBuf> {
-    layers.iter().rev().find(|layer| has_mark(layer, EXPLICIT_ROOT_XATTR)).or(layers.first())
+    layers
+        .iter()
+        .rev()
+        .find(|layer| has_mark(layer, EXPLICIT_ROOT_XATTR))
+        .or(layers.first())
 }
 
 fn is_full(error: &io::Error) -> bool {
-    matches!(Errno::from_io_error(error), Some(Errno::NOSPC | Errno::DQUOT))
+    matches!(
+        Errno::from_io_error(error),
+        Some(Errno::NOSPC | Errno::DQUOT)
+    )
 }
 
 fn progress(bytes: u64, label: &str) -> ProgressBar {
@@ -287,12 +383,18 @@ fn progress(bytes: u64, label: &str) -> ProgressBar {
     let style = ProgressStyle::with_template("{prefix} {bar:30} {bytes}/{total_bytes} {eta}");
     let bar = ProgressBar::new(bytes).with_prefix(label.to_owned());
     // The template is constant; without it the default style does.
-    if let Ok(style) = style { bar.with_style(style) } else { bar }
+    if let Ok(style) = style {
+        bar.with_style(style)
+    } else {
+        bar
+    }
 }
 
 impl ImageConfig {
     fn of(manifest: &Manifest) -> Self {
-        let Some(config) = manifest.config.config() else { return Self::default() };
+        let Some(config) = manifest.config.config() else {
+            return Self::default();
+        };
         let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
         Self {
             env: config.env().clone().unwrap_or_default(),

@@ -5,7 +5,10 @@ use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, XattrFlags, lsetxattr, makedev, mkdirat, mknodat, openat, symlinkat};
+use rustix::fs::{
+    AtFlags, FileType, Mode, OFlags, XattrFlags, lsetxattr, makedev, mkdirat, mknodat, openat,
+    symlinkat,
+};
 
 use super::attributes::{Attributes, set_time};
 use super::beneath::{Dir, Implied, NameError, Root, components, is_whiteout};
@@ -26,8 +29,14 @@ pub enum UnpackError {
     #[error("member {member:?} is refused")]
     Name { member: String, source: NameError },
     #[error("member {member:?} is a hard link to {target:?}, which is refused")]
-    LinkName { member: String, target: String, source: NameError },
-    #[error("member {member:?} is a hard link to {target:?}, which is no file of this layer or a lower one")]
+    LinkName {
+        member: String,
+        target: String,
+        source: NameError,
+    },
+    #[error(
+        "member {member:?} is a hard link to {target:?}, which is no file of this layer or a lower one"
+    )]
     DeadLink { member: String, target: String },
     #[error("cannot write member {member:?}")]
     Write { member: String, source: io::Error },
@@ -46,17 +55,33 @@ pub struct Unpacked {
 ///
 /// `lower` are the layers beneath. They are needed for hard links to their files and for the attributes of directories that
 /// the layer writes to without having a member for them.
-pub fn unpack<R: Read>(members: &mut Members<R>, into: &Path, lower: &LowerView) -> Result<Unpacked, UnpackError> {
+pub fn unpack<R: Read>(
+    members: &mut Members<R>,
+    into: &Path,
+    lower: &LowerView,
+) -> Result<Unpacked, UnpackError> {
     let root = Root::open(into).map_err(UnpackError::Prepare)?;
-    let inherit = Inherit { lower, used: false, dir_times: Vec::new() };
-    let mut layer = Layer { root, inherit, last_parent: None };
+    let inherit = Inherit {
+        lower,
+        used: false,
+        dir_times: Vec::new(),
+    };
+    let mut layer = Layer {
+        root,
+        inherit,
+        last_parent: None,
+    };
     while let Some(member) = members.next_member().map_err(UnpackError::Read)? {
-        let parts = components(&member.path)
-            .map_err(|source| UnpackError::Name { member: text(&member.path), source })?;
+        let parts = components(&member.path).map_err(|source| UnpackError::Name {
+            member: text(&member.path),
+            source,
+        })?;
         layer.apply(&member, &parts, members)?;
     }
     layer.set_dir_times().map_err(UnpackError::Prepare)?;
-    Ok(Unpacked { depends_on_lower: layer.inherit.used })
+    Ok(Unpacked {
+        depends_on_lower: layer.inherit.used,
+    })
 }
 
 struct Layer<'a> {
@@ -80,7 +105,9 @@ impl Implied for Inherit<'_> {
             return set_opaque(dir, OsStr::new("."));
         }
         self.used = true;
-        let Some(found) = self.lower.find(&dir.path)? else { return Ok(()) };
+        let Some(found) = self.lower.find(&dir.path)? else {
+            return Ok(());
+        };
         if FileType::from_raw_mode(found.stat.st_mode) == FileType::Directory {
             let attributes = Attributes::of_found(&found)?;
             attributes.set(dir, OsStr::new("."), FileType::Directory)?;
@@ -91,21 +118,35 @@ impl Implied for Inherit<'_> {
 }
 
 impl Layer<'_> {
-    fn apply(&mut self, member: &Member, parts: &[OsString], data: &mut impl Read) -> Result<(), UnpackError> {
+    fn apply(
+        &mut self,
+        member: &Member,
+        parts: &[OsString],
+        data: &mut impl Read,
+    ) -> Result<(), UnpackError> {
         let Some((name, parents)) = parts.split_last() else {
-            return self.apply_root(member).map_err(|source| write_error(member, source));
+            return self
+                .apply_root(member)
+                .map_err(|source| write_error(member, source));
         };
-        let parent = self.parent(parents).map_err(|source| write_error(member, source))?;
+        let parent = self
+            .parent(parents)
+            .map_err(|source| write_error(member, source))?;
         if name.as_bytes().starts_with(WHITEOUT_PREFIX) {
-            return self.white_out(&parent, name).map_err(|source| write_error(member, source));
+            return self
+                .white_out(&parent, name)
+                .map_err(|source| write_error(member, source));
         }
         match member.kind {
             Kind::HardLink => self.link(member, &parent, name),
             Kind::File => {
-                self.clear(&parent, name, false).map_err(|source| write_error(member, source))?;
+                self.clear(&parent, name, false)
+                    .map_err(|source| write_error(member, source))?;
                 self.write_file(member, &parent, name, data)
             }
-            _ => self.make(member, &parent, name).map_err(|source| write_error(member, source)),
+            _ => self
+                .make(member, &parent, name)
+                .map_err(|source| write_error(member, source)),
         }
     }
 
@@ -123,11 +164,19 @@ impl Layer<'_> {
     /// The member "./": attributes of the root directory, marked so that [`super::rootfs`] knows which layer has the last word.
     fn apply_root(&mut self, member: &Member) -> io::Result<()> {
         if member.kind != Kind::Directory {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "it names the root but is no directory"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "it names the root but is no directory",
+            ));
         }
         let root = self.root.dir();
         Attributes::of_member(member).set(&root, OsStr::new("."), FileType::Directory)?;
-        lsetxattr(root.proc_path(OsStr::new(".")), EXPLICIT_ROOT_XATTR, b"y", XattrFlags::empty())?;
+        lsetxattr(
+            root.proc_path(OsStr::new(".")),
+            EXPLICIT_ROOT_XATTR,
+            b"y",
+            XattrFlags::empty(),
+        )?;
         self.inherit.dir_times.push((Vec::new(), member.mtime));
         Ok(())
     }
@@ -145,7 +194,9 @@ impl Layer<'_> {
                 if place == Place::WhitedOut {
                     set_opaque(parent, name)?;
                 }
-                self.inherit.dir_times.push((joined(parent, name), member.mtime));
+                self.inherit
+                    .dir_times
+                    .push((joined(parent, name), member.mtime));
                 FileType::Directory
             }
             Kind::Symlink => {
@@ -153,11 +204,23 @@ impl Layer<'_> {
                 FileType::Symlink
             }
             Kind::CharDevice { major, minor } => {
-                mknodat(parent, name, FileType::CharacterDevice, mode, makedev(major, minor))?;
+                mknodat(
+                    parent,
+                    name,
+                    FileType::CharacterDevice,
+                    mode,
+                    makedev(major, minor),
+                )?;
                 FileType::CharacterDevice
             }
             Kind::BlockDevice { major, minor } => {
-                mknodat(parent, name, FileType::BlockDevice, mode, makedev(major, minor))?;
+                mknodat(
+                    parent,
+                    name,
+                    FileType::BlockDevice,
+                    mode,
+                    makedev(major, minor),
+                )?;
                 FileType::BlockDevice
             }
             Kind::Fifo => {
@@ -171,12 +234,19 @@ impl Layer<'_> {
         attributes.set_time(parent, name)
     }
 
-    fn write_file(&self, member: &Member, parent: &Dir, name: &OsStr, data: &mut impl Read) -> Result<(), UnpackError> {
+    fn write_file(
+        &self,
+        member: &Member,
+        parent: &Dir,
+        name: &OsStr,
+        data: &mut impl Read,
+    ) -> Result<(), UnpackError> {
         let file = contents::create(parent, name).map_err(|source| write_error(member, source))?;
         contents::write(&file, member, data)?;
         let attributes = Attributes::of_member(member);
         let set = attributes.set(parent, name, FileType::RegularFile);
-        set.and_then(|()| attributes.set_time(parent, name)).map_err(|source| write_error(member, source))
+        set.and_then(|()| attributes.set_time(parent, name))
+            .map_err(|source| write_error(member, source))
     }
 
     fn link(&mut self, member: &Member, parent: &Dir, name: &OsStr) -> Result<(), UnpackError> {
@@ -185,26 +255,41 @@ impl Layer<'_> {
             target: text(&member.link),
             source,
         })?;
-        let target = self.link_target(&parts).map_err(|source| write_error(member, source))?;
+        let target = self
+            .link_target(&parts)
+            .map_err(|source| write_error(member, source))?;
         let Some((target_parent, target_name)) = target else {
-            return Err(UnpackError::DeadLink { member: text(&member.path), target: text(&member.link) });
+            return Err(UnpackError::DeadLink {
+                member: text(&member.path),
+                target: text(&member.link),
+            });
         };
         if joined(&target_parent, &target_name) == joined(parent, name) {
             return Ok(());
         }
         let linked = self.clear(parent, name, false).and_then(|_| {
-            Ok(rustix::fs::linkat(&target_parent, &*target_name, parent, name, AtFlags::empty())?)
+            Ok(rustix::fs::linkat(
+                &target_parent,
+                &*target_name,
+                parent,
+                name,
+                AtFlags::empty(),
+            )?)
         });
         linked.map_err(|source| write_error(member, source))
     }
 
     /// The file a hard link means, copied up if it is in a lower layer.
     fn link_target(&mut self, parts: &[OsString]) -> io::Result<Option<(Dir, OsString)>> {
-        let Some((name, parents)) = parts.split_last() else { return Ok(None) };
+        let Some((name, parents)) = parts.split_last() else {
+            return Ok(None);
+        };
         match self.root.existing_dir(parents) {
             Ok(parent) => match parent.stat(name)? {
                 Some(stat) if is_whiteout(&stat) => return Ok(None),
-                Some(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => return Ok(None),
+                Some(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => {
+                    return Ok(None);
+                }
                 Some(_) => return Ok(Some((parent, name.clone()))),
                 None => {}
             },
@@ -219,7 +304,9 @@ impl Layer<'_> {
     }
 
     fn copy_up(&mut self, found: &Found) -> io::Result<Option<(Dir, OsString)>> {
-        let Some((name, parents)) = found.path.split_last() else { return Ok(None) };
+        let Some((name, parents)) = found.path.split_last() else {
+            return Ok(None);
+        };
         let parent = self.root.dir_or_make(parents, &mut self.inherit)?;
         let kind = FileType::from_raw_mode(found.stat.st_mode);
         match kind {
@@ -231,9 +318,18 @@ impl Layer<'_> {
             FileType::RegularFile => {
                 let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let source = openat(&found.parent, &*found.name, flags, Mode::empty())?;
-                io::copy(&mut std::fs::File::from(source), &mut contents::create(&parent, name)?)?;
+                io::copy(
+                    &mut std::fs::File::from(source),
+                    &mut contents::create(&parent, name)?,
+                )?;
             }
-            _ => mknodat(&parent, &**name, kind, Mode::from_raw_mode(0o600), found.stat.st_rdev)?,
+            _ => mknodat(
+                &parent,
+                &**name,
+                kind,
+                Mode::from_raw_mode(0o600),
+                found.stat.st_rdev,
+            )?,
         }
         let attributes = Attributes::of_found(found)?;
         attributes.set(&parent, name, kind)?;
@@ -248,25 +344,41 @@ impl Layer<'_> {
         if marker.as_bytes().starts_with(META_PREFIX) {
             return Ok(());
         }
-        let name = marker.as_bytes().strip_prefix(WHITEOUT_PREFIX).unwrap_or_default();
+        let name = marker
+            .as_bytes()
+            .strip_prefix(WHITEOUT_PREFIX)
+            .unwrap_or_default();
         if matches!(name, b"" | b"." | b"..") {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "this whiteout names no file"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "this whiteout names no file",
+            ));
         }
         let name = OsStr::from_bytes(name);
         match parent.stat(name)? {
             None => {
                 let mode = Mode::from_raw_mode(0);
-                Ok(mknodat(parent, name, FileType::CharacterDevice, mode, makedev(0, 0))?)
+                Ok(mknodat(
+                    parent,
+                    name,
+                    FileType::CharacterDevice,
+                    mode,
+                    makedev(0, 0),
+                )?)
             }
             // The whiteout is for the lower layers' directory only; this layer's own stays.
-            Some(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => set_opaque(parent, name),
+            Some(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => {
+                set_opaque(parent, name)
+            }
             Some(_) => Ok(()),
         }
     }
 
     /// Makes room for `name`: a later member replaces an earlier one, but directories are kept.
     fn clear(&mut self, parent: &Dir, name: &OsStr, for_dir: bool) -> io::Result<Place> {
-        let Some(stat) = parent.stat(name)? else { return Ok(Place::Free) };
+        let Some(stat) = parent.stat(name)? else {
+            return Ok(Place::Free);
+        };
         if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
             if for_dir {
                 return Ok(Place::Directory);
@@ -277,7 +389,11 @@ impl Layer<'_> {
             return Ok(Place::Free);
         }
         rustix::fs::unlinkat(parent, name, AtFlags::empty())?;
-        Ok(if is_whiteout(&stat) { Place::WhitedOut } else { Place::Free })
+        Ok(if is_whiteout(&stat) {
+            Place::WhitedOut
+        } else {
+            Place::Free
+        })
     }
 
     fn set_dir_times(&self) -> io::Result<()> {
@@ -285,7 +401,11 @@ impl Layer<'_> {
             match self.root.existing_dir(path) {
                 Ok(dir) => set_time(&dir, OsStr::new("."), *time)?,
                 // A later member replaced it.
-                Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+                    ) => {}
                 Err(error) => return Err(error),
             }
         }
@@ -301,7 +421,12 @@ enum Place {
 }
 
 fn set_opaque(parent: &Dir, name: &OsStr) -> io::Result<()> {
-    Ok(lsetxattr(parent.proc_path(name), OPAQUE_XATTR, b"y", XattrFlags::empty())?)
+    Ok(lsetxattr(
+        parent.proc_path(name),
+        OPAQUE_XATTR,
+        b"y",
+        XattrFlags::empty(),
+    )?)
 }
 
 fn joined(parent: &Dir, name: &OsStr) -> Vec<OsString> {
@@ -311,7 +436,10 @@ fn joined(parent: &Dir, name: &OsStr) -> Vec<OsString> {
 }
 
 pub(super) fn write_error(member: &Member, source: io::Error) -> UnpackError {
-    UnpackError::Write { member: text(&member.path), source }
+    UnpackError::Write {
+        member: text(&member.path),
+        source,
+    }
 }
 
 fn text(name: &[u8]) -> String {

@@ -29,7 +29,11 @@ pub enum UserError {
     #[error("the image has no group {0:?} in /etc/group (a number works without)")]
     NoGroup(String),
     #[error("cannot read {file} of the root file system {rootfs:?}")]
-    Read { file: &'static str, rootfs: PathBuf, source: io::Error },
+    Read {
+        file: &'static str,
+        rootfs: PathBuf,
+        source: io::Error,
+    },
 }
 
 struct Entry {
@@ -52,8 +56,14 @@ struct Group {
 pub fn resolve_user(rootfs: &Path, spec: &str) -> Result<User, UserError> {
     let (user, group) = spec.split_once(':').unwrap_or((spec, ""));
     let user = if user.is_empty() { "0" } else { user };
-    let entries: Vec<Entry> = lines(rootfs, "etc/passwd")?.iter().filter_map(|line| entry(line)).collect();
-    let groups: Vec<Group> = lines(rootfs, "etc/group")?.iter().filter_map(|line| parse_group(line)).collect();
+    let entries: Vec<Entry> = lines(rootfs, "etc/passwd")?
+        .iter()
+        .filter_map(|line| entry(line))
+        .collect();
+    let groups: Vec<Group> = lines(rootfs, "etc/group")?
+        .iter()
+        .filter_map(|line| parse_group(line))
+        .collect();
     let number = id(user);
     let by_name = entries.iter().find(|entry| entry.name == user);
     let found = by_name.or_else(|| entries.iter().find(|entry| Some(entry.uid) == number));
@@ -62,43 +72,91 @@ pub fn resolve_user(rootfs: &Path, spec: &str) -> Result<User, UserError> {
         (None, Some(uid)) => uid,
         (None, None) => return Err(UserError::NoUser(user.into())),
     };
-    let home = found.map(|entry| entry.home.clone()).filter(|home| !home.is_empty()).unwrap_or_else(|| "/".into());
+    let home = found
+        .map(|entry| entry.home.clone())
+        .filter(|home| !home.is_empty())
+        .unwrap_or_else(|| "/".into());
     if !group.is_empty() {
-        let by_name = groups.iter().find(|entry| entry.name == group).map(|entry| entry.gid);
-        let gid = by_name.or_else(|| id(group)).ok_or_else(|| UserError::NoGroup(group.into()))?;
-        return Ok(User { uid, gid, additional_gids: Vec::new(), home });
+        let by_name = groups
+            .iter()
+            .find(|entry| entry.name == group)
+            .map(|entry| entry.gid);
+        let gid = by_name
+            .or_else(|| id(group))
+            .ok_or_else(|| UserError::NoGroup(group.into()))?;
+        return Ok(User {
+            uid,
+            gid,
+            additional_gids: Vec::new(),
+            home,
+        });
     }
     let is_member = |group: &&Group| found.is_some_and(|entry| group.members.contains(&entry.name));
-    let mut additional_gids: Vec<u32> = groups.iter().filter(is_member).map(|group| group.gid).collect();
+    let mut additional_gids: Vec<u32> = groups
+        .iter()
+        .filter(is_member)
+        .map(|group| group.gid)
+        .collect();
     additional_gids.sort_unstable();
     additional_gids.dedup();
-    Ok(User { uid, gid: found.map_or(0, |entry| entry.gid), additional_gids, home })
+    Ok(User {
+        uid,
+        gid: found.map_or(0, |entry| entry.gid),
+        additional_gids,
+        home,
+    })
 }
 
 /// The lines of a file; none if there is no such file.
 fn lines(rootfs: &Path, file: &'static str) -> Result<Vec<String>, UserError> {
-    let failed = |source| UserError::Read { file, rootfs: rootfs.into(), source };
-    let Some(file) = open_beneath(rootfs, file).map_err(failed)? else { return Ok(Vec::new()) };
+    let failed = |source| UserError::Read {
+        file,
+        rootfs: rootfs.into(),
+        source,
+    };
+    let Some(file) = open_beneath(rootfs, file).map_err(failed)? else {
+        return Ok(Vec::new());
+    };
     let mut lines = BufReader::new(file.take(FILE_LIMIT)).split(b'\n');
-    let text = |line: Vec<u8>| String::from_utf8_lossy(&line).trim_end_matches('\r').to_owned();
-    lines.try_fold(Vec::new(), |mut all, line| {
-        all.push(text(line?));
-        Ok(all)
-    }).map_err(failed)
+    let text = |line: Vec<u8>| {
+        String::from_utf8_lossy(&line)
+            .trim_end_matches('\r')
+            .to_owned()
+    };
+    lines
+        .try_fold(Vec::new(), |mut all, line| {
+            all.push(text(line?));
+            Ok(all)
+        })
+        .map_err(failed)
 }
 
 /// Opens a regular file with symbolic links resolved as in a chroot; a FIFO or device there must not hang or act.
 fn open_beneath(rootfs: &Path, file: &str) -> io::Result<Option<File>> {
-    let root = openat(CWD, rootfs, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let root = openat(
+        CWD,
+        rootfs,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
     // Looked at as a path first: opening a device already acts on it.
-    let found = match openat2(&root, file, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve) {
+    let found = match openat2(
+        &root,
+        file,
+        OFlags::PATH | OFlags::CLOEXEC,
+        Mode::empty(),
+        resolve,
+    ) {
         Ok(found) => found,
         Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
         Err(error) => return Err(error.into()),
     };
     if FileType::from_raw_mode(fstat(&found)?.st_mode) != FileType::RegularFile {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is no regular file"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "it is no regular file",
+        ));
     }
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let opened = openat2(&root, file, flags, Mode::empty(), resolve)?;
@@ -110,14 +168,27 @@ fn entry(line: &str) -> Option<Entry> {
     let (name, _password) = (fields.next()?, fields.next()?);
     let (uid, gid) = (id(fields.next()?)?, id(fields.next()?)?);
     let home = fields.nth(1).unwrap_or_default();
-    Some(Entry { name: name.into(), uid, gid, home: home.into() })
+    Some(Entry {
+        name: name.into(),
+        uid,
+        gid,
+        home: home.into(),
+    })
 }
 
 fn parse_group(line: &str) -> Option<Group> {
     let mut fields = line.split(':');
     let (name, _password, gid) = (fields.next()?, fields.next()?, id(fields.next()?)?);
-    let members = fields.next().unwrap_or_default().split(',').filter(|member| !member.is_empty());
-    Some(Group { name: name.into(), gid, members: members.map(str::to_owned).collect() })
+    let members = fields
+        .next()
+        .unwrap_or_default()
+        .split(',')
+        .filter(|member| !member.is_empty());
+    Some(Group {
+        name: name.into(),
+        gid,
+        members: members.map(str::to_owned).collect(),
+    })
 }
 
 fn id(text: &str) -> Option<u32> {

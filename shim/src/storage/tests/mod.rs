@@ -1,1 +1,9 @@
-//! Tests of the whole way from an archive to a mounted tree. Those that need root say so and stop.
+//! Tests of the whole way from an archive to a mounted tree. They own files and mount, so they need root (as CI has).
+
+mod applying;
+mod hostile;
+mod images;
+mod kit;
+mod mounting;
+mod names;
+mod users;
