@@ -17,6 +17,8 @@
 mod buffers;
 mod connection;
 mod device;
+#[cfg(any(test, feature = "testing"))]
+pub mod fuzz;
 mod handler;
 mod link;
 mod listener;
