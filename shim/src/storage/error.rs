@@ -22,7 +22,7 @@ pub enum StorageError {
     Layer {
         image: String,
         layer: Digest,
-        source: LayerError,
+        source: Box<LayerError>,
     },
     #[error("root file system {path:?}")]
     RootDir { path: PathBuf, source: io::Error },

@@ -275,8 +275,7 @@ fn diff_ids(config: &ImageConfiguration, layers: usize) -> Result<Vec<Digest>, I
 }
 
 fn blob_name(descriptor: &Descriptor) -> Result<(Digest, String), ImageError> {
-    let digest =
-        Digest::from_str(&descriptor.digest().to_string()).map_err(ImageError::BadDigest)?;
+    let digest = Digest::from_str(descriptor.digest().as_ref()).map_err(ImageError::BadDigest)?;
     Ok((digest, format!("blobs/sha256/{}", digest.hex())))
 }
 

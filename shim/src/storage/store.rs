@@ -184,7 +184,7 @@ impl Store {
                 .map_err(|source| StorageError::Layer {
                     image: image.into(),
                     layer: blob.diff_id,
-                    source,
+                    source: Box::new(source),
                 })?;
             // overlayfs doesn't look for this mark on a layer's root, so what it hides is left out.
             if has_mark(&layer, OPAQUE_XATTR) {

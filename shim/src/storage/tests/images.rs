@@ -294,13 +294,7 @@ fn a_full_disk_is_told_and_leaves_nothing() {
     let after = inventory(&root);
     rustix::mount::unmount(&root, rustix::mount::UnmountFlags::DETACH).unwrap();
     assert!(
-        matches!(
-            error,
-            StorageError::Layer {
-                source: LayerError::NoSpace { .. },
-                ..
-            }
-        ),
+        matches!(&error, StorageError::Layer { source, .. } if matches!(**source, LayerError::NoSpace { .. })),
         "{}",
         chain(&error)
     );
