@@ -3,6 +3,7 @@
 mod attributes;
 mod files;
 mod hostile;
+mod mounts;
 mod names;
 mod window;
 
