@@ -161,7 +161,7 @@ mod tests {
     #[test]
     fn a_compressed_record_is_a_panic_too() {
         let mut region = region();
-        put(&mut region, 0, 8, b"====1.000001-C\n\x78\x9c");
+        put(&mut region, 0, 17, b"====1.000001-C\n\x78\x9c");
         assert!(parse(&region).panic.is_some());
     }
 

@@ -60,13 +60,12 @@ impl KvmError {
 }
 
 /// Capabilities that everything here rests on.
-const NEEDED: [(Cap, &str); 6] = [
+const NEEDED: [(Cap, &str); 5] = [
     (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
     (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
     (Cap::Irqfd, "KVM_CAP_IRQFD"),
     (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
     (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
-    (Cap::OneReg, "KVM_CAP_ONE_REG"),
 ];
 
 /// Opens /dev/kvm and checks that it can do what the monitor needs.
