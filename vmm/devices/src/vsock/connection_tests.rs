@@ -223,7 +223,7 @@ impl Model {
                 self.host_pending += count;
                 self.host_wrote = self.host_wrote.wrapping_add(count);
             }
-            Step::ToGuest => self.to_guest(),
+            Step::ToGuest => self.deliver_to_guest(),
             Step::GuestReads(count) => {
                 let count = count.min(self.rx_queue);
                 self.rx_queue -= count;
@@ -247,7 +247,7 @@ impl Model {
         self.connection.forward(count);
     }
 
-    fn to_guest(&mut self) {
+    fn deliver_to_guest(&mut self) {
         let control = self.connection.take_control();
         let header = control.or_else(|| {
             let count = self.host_pending.min(self.connection.credit());

@@ -90,7 +90,7 @@ impl Stream {
     ) -> Result<u32, Gone> {
         let mut written = 0;
         for mut slice in slices {
-            while self.backlog_len() == 0 && slice.len() > 0 {
+            while self.backlog_len() == 0 && !slice.is_empty() {
                 match retry(|| (&self.socket).write_volatile(&slice)) {
                     Ok(0) => return Err(Gone),
                     Ok(count) => {
