@@ -62,7 +62,7 @@ fn run_guest(kvm: &kvm_ioctls::Kvm) -> Result<(), ProbeError> {
     let vm = Vm::new(kvm, ram)?;
     let vcpu = guest::load(kvm, &vm)?;
     kick::install_handler().map_err(ProbeError::Host)?;
-    let kicker = Arc::new(Kicker::new());
+    let kicker = Arc::new(Kicker::default());
     let deadline = if guest::is_guest() {
         DEADLINE_NESTED
     } else {

@@ -86,7 +86,7 @@ impl Reservation {
         let end = offset
             .checked_add(length)
             .filter(|&end| end <= self.length as u64);
-        if end.is_none() || length == 0 || (offset | length) % 4096 != 0 {
+        if end.is_none() || length == 0 || !(offset | length).is_multiple_of(4096) {
             return Err(io::Error::from(io::ErrorKind::InvalidInput));
         }
         // Both fit a usize: they are no larger than `self.length`.

@@ -10,7 +10,8 @@ use std::sync::{Mutex, PoisonError};
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
-/// A vCPU thread that can be kicked while it is registered.
+/// A vCPU thread that can be kicked while it is registered; of nobody yet by default.
+#[derive(Default)]
 pub struct Kicker {
     target: Mutex<Option<Target>>,
 }
@@ -25,13 +26,6 @@ struct Target {
 unsafe impl Send for Target {}
 
 impl Kicker {
-    /// A kicker of nobody yet.
-    pub fn new() -> Self {
-        Self {
-            target: Mutex::new(None),
-        }
-    }
-
     /// Kicks go to the calling thread, which runs `fd`, until the returned guard is dropped.
     pub fn register<'a>(&'a self, fd: &mut VcpuFd) -> Registered<'a> {
         let immediate_exit = (&raw mut fd.get_kvm_run().immediate_exit).cast::<AtomicU8>();

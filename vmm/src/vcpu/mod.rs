@@ -47,7 +47,7 @@ impl Vcpus {
             threads: Vec::with_capacity(fds.len()),
         };
         for (id, fd) in fds.into_iter().enumerate() {
-            let kicker = Arc::new(Kicker::new());
+            let kicker = Arc::new(Kicker::default());
             let thread = VcpuThread {
                 id,
                 fd,
