@@ -54,11 +54,20 @@ pub struct HostImage {
 pub fn host_image(workspace: &Workspace) -> Result<HostImage> {
     let key = key(&["host 1", SUITE, HOST_PACKAGES]);
     let dir = workspace.cache.join("host").join(key);
+    if !dir.exists() {
+        make_host_image(&dir)?;
+    }
+    let boot_modules = boot_modules(&dir)?;
+    Ok(HostImage { dir, boot_modules })
+}
+
+/// A folder of its final name is complete, so only its makers need the lock.
+fn make_host_image(dir: &Path) -> Result<()> {
     let _lock = lock(&dir.with_extension("lock"))?;
     if !dir.exists() {
         need(&["mmdebstrap", "kmod"])?;
         say("making the virtual host's root from Debian packages (2 to 5 minutes)");
-        let new = fresh(&dir)?;
+        let new = fresh(dir)?;
         debootstrap(HOST_PACKAGES, &new.join("rootfs"), &[])?;
         let version = kernel_version(&new)?;
         run(as_root("depmod")
@@ -70,10 +79,9 @@ pub fn host_image(workspace: &Workspace) -> Result<HostImage> {
             .args(["-m", "644"])
             .arg(new.join(kernel))
             .arg(new.join("vmlinuz")))?;
-        fs::rename(&new, &dir)?;
+        fs::rename(&new, dir)?;
     }
-    let boot_modules = boot_modules(&dir)?;
-    Ok(HostImage { dir, boot_modules })
+    Ok(())
 }
 
 /// The containers' image: `rootfs`, a folder, and `oci`, a layout that holds it under the tag `debian`.
@@ -88,14 +96,21 @@ pub fn container_images(workspace: &Workspace) -> Result<PathBuf> {
         oci_layout::VERSION,
     ]);
     let dir = workspace.cache.join("image").join(key);
+    if !dir.exists() {
+        make_container_images(workspace, &dir)?;
+    }
+    Ok(dir)
+}
+
+fn make_container_images(workspace: &Workspace, dir: &Path) -> Result<()> {
     let _lock = lock(&dir.with_extension("lock"))?;
     if dir.exists() {
-        return Ok(dir);
+        return Ok(());
     }
     need(&["mmdebstrap", "libacl1-dev", "tar"])?;
     let tools = tools(workspace)?;
     say("making the containers' image from Debian packages (1 to 3 minutes)");
-    let new = fresh(&dir)?;
+    let new = fresh(dir)?;
     let config = new.join("pjdfstest.toml");
     fs::write(&config, PJDFSTEST_CONFIG)?;
     let mut hooks = vec![
@@ -119,8 +134,8 @@ pub fn container_images(workspace: &Workspace) -> Result<PathBuf> {
     tar.args(["--sort=name", "--numeric-owner", "--xattrs", "--acls", "-C"]);
     run(tar.arg(new.join("rootfs")).arg("-cf").arg(&layer).arg("."))?;
     oci_layout::write(&new.join("oci"), "debian", &layer)?;
-    fs::rename(&new, &dir)?;
-    Ok(dir)
+    fs::rename(&new, dir)?;
+    Ok(())
 }
 
 fn debootstrap(packages: &str, root: &Path, hooks: &[String]) -> Result<()> {

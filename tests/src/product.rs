@@ -83,11 +83,15 @@ pub fn binaries(workspace: &Workspace, profile: Profile) -> PathBuf {
         Profile::Debug => "debug",
         Profile::Release => "release",
     };
-    workspace
-        .root
-        .join(".build/target")
-        .join(triple())
-        .join(folder)
+    target_dir(workspace).join(triple()).join(folder)
+}
+
+/// Cargo's, as the environment or the workspace's .cargo/config.toml says.
+fn target_dir(workspace: &Workspace) -> PathBuf {
+    match std::env::var_os("CARGO_TARGET_DIR") {
+        Some(dir) => workspace.root.join(dir),
+        None => workspace.root.join(".build/target"),
+    }
 }
 
 fn pack(agent: &Path, image: &Path) -> Result<()> {

@@ -2,6 +2,7 @@
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpStream};
+use std::path::Path;
 use std::thread;
 
 use anyhow::{Context as _, Result, bail};
@@ -18,7 +19,9 @@ pub enum Output {
 }
 
 /// Runs `order` in the host behind `port`, and returns its exit code.
-pub fn run(port: u16, order: Order, output: Output) -> Result<i32> {
+///
+/// `console` is named when the host dies meanwhile: there it says why.
+pub fn run(port: u16, order: Order, output: Output, console: &Path) -> Result<i32> {
     let program = order.argv.first().cloned().unwrap_or_default();
     let mut stream =
         TcpStream::connect((Ipv4Addr::LOCALHOST, port)).context("reach the virtual host")?;
@@ -33,9 +36,11 @@ pub fn run(port: u16, order: Order, output: Output) -> Result<i32> {
         }
     }
     loop {
-        match Frame::read(&mut stream)
-            .with_context(|| format!("the virtual host died while it ran {program}"))?
-        {
+        let frame = Frame::read(&mut stream).with_context(|| {
+            let console = console.display();
+            format!("the virtual host died while it ran {program}, see {console}")
+        })?;
+        match frame {
             Frame::Stdout(bytes) => show(&mut io::stdout(), &bytes)?,
             Frame::Stderr(bytes) => show(&mut io::stderr(), &bytes)?,
             Frame::Exit(code) => return Ok(code),

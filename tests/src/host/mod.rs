@@ -11,6 +11,8 @@ mod qemu;
 pub mod wire;
 
 use std::fs::{self, File};
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -73,11 +75,15 @@ impl Host {
         let users = open_lock(&dir.join("users"))?;
         let mut state = match running(&dir) {
             Some(state) if state.identity == identity => state,
-            Some(state) => {
+            Some(old) => {
                 say("the virtual host is of an older build: replacing it when its users have left");
                 users.lock()?;
-                stop(&state)?;
-                start(workspace, flavour, &dir, &image, &daemon, identity)?
+                stop(&old)?;
+                let new = start(workspace, flavour, &dir, &image, &daemon, identity)?;
+                State {
+                    kept: old.kept,
+                    ..new
+                }
             }
             None => start(workspace, flavour, &dir, &image, &daemon, identity)?,
         };
@@ -103,12 +109,12 @@ impl Host {
                 .collect(),
             directory: "/root".into(),
         };
-        client::run(self.state.port, order, output).with_context(|| {
-            format!(
-                "the virtual host's console is in {}",
-                self.dir.join("console.log").display()
-            )
-        })
+        client::run(
+            self.state.port,
+            order,
+            output,
+            &self.dir.join("console.log"),
+        )
     }
 }
 
@@ -179,7 +185,14 @@ fn running(dir: &Path) -> Option<State> {
 
 fn remember(dir: &Path, state: &State) -> Result<()> {
     let partial = dir.join("state.partial");
-    fs::write(&partial, serde_json::to_vec(state)?)?;
+    let _ = fs::remove_file(&partial);
+    // The token is for this user only.
+    let mut file = File::options()
+        .create_new(true)
+        .write(true)
+        .mode(0o600)
+        .open(&partial)?;
+    file.write_all(&serde_json::to_vec(state)?)?;
     fs::rename(partial, dir.join("state.json"))?;
     Ok(())
 }
@@ -234,20 +247,21 @@ fn start(
     for attempt in [1, 2] {
         say("booting the virtual KVM host (10 to 60 s)");
         let began = Instant::now();
-        let booted = machine.boot()?;
-        match booted {
-            qemu::Boot::Ready { pid, port } => {
-                say(&format!(
-                    "the virtual host is up after {:.1} s",
-                    began.elapsed().as_secs_f32()
-                ));
-                let state = State {
-                    pid,
-                    port,
-                    token,
-                    identity,
-                    kept: false,
-                };
+        let booting = machine.start()?;
+        let mut state = State {
+            pid: booting.pid,
+            port: booting.port,
+            token: token.clone(),
+            // Should this process be killed meanwhile, the next finds a machine that it can't use, and ends it.
+            identity: String::new(),
+            kept: false,
+        };
+        remember(dir, &state)?;
+        match booting.wait()? {
+            qemu::Boot::Ready => {
+                let seconds = began.elapsed().as_secs_f32();
+                say(&format!("the virtual host is up after {seconds:.1} s"));
+                state.identity = identity;
                 remember(dir, &state)?;
                 return Ok(state);
             }

@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -32,12 +32,33 @@ pub struct Machine<'a> {
     pub token: &'a str,
 }
 
+/// A machine that has been switched on.
+pub struct Booting {
+    child: Child,
+    dir: PathBuf,
+    pub pid: i32,
+    /// Where the daemon will be reached.
+    pub port: u16,
+}
+
 /// How a boot ended.
 pub enum Boot {
-    /// The daemon listens behind this port.
-    Ready { pid: i32, port: u16 },
+    /// The daemon listens.
+    Ready,
     /// QEMU ended; the last telling line of its console.
     Died(String),
+}
+
+impl Booting {
+    /// Reads the console until the daemon speaks; unless it does, QEMU is ended.
+    pub fn wait(mut self) -> Result<Boot> {
+        let outcome = watch(&mut self.child, &self.dir);
+        if !matches!(outcome, Ok(Boot::Ready)) {
+            let _ = self.child.kill();
+            self.child.wait()?;
+        }
+        outcome
+    }
 }
 
 /// The name by which QEMU's command line tells one host from another, without giving the token away.
@@ -46,13 +67,12 @@ pub fn marker(token: &str) -> String {
 }
 
 impl Machine<'_> {
-    /// Starts QEMU in the background and reads the console until the daemon speaks.
-    pub fn boot(&self) -> Result<Boot> {
+    /// Starts QEMU in the background.
+    pub fn start(&self) -> Result<Booting> {
         let port = free_port()?;
-        let console = self.dir.join("console");
-        let _ = fs::remove_file(&console);
+        let _ = fs::remove_file(self.dir.join("console"));
         let log = File::create(self.dir.join("qemu.log"))?;
-        let mut child = self
+        let child = self
             .command(port)
             .current_dir(self.dir)
             .stdin(Stdio::null())
@@ -61,23 +81,14 @@ impl Machine<'_> {
             .process_group(0)
             .spawn()
             .context("start qemu-system-x86_64")?;
-        let outcome = watch(&mut child, self.dir);
-        match outcome {
-            Ok(None) => Ok(Boot::Ready {
-                pid: i32::try_from(child.id())?,
-                port,
-            }),
-            Ok(Some(last)) => {
-                let _ = child.kill();
-                child.wait()?;
-                Ok(Boot::Died(last))
-            }
-            Err(error) => {
-                let _ = child.kill();
-                child.wait()?;
-                Err(error)
-            }
-        }
+        let pid = i32::try_from(child.id())?;
+        let dir = self.dir.to_owned();
+        Ok(Booting {
+            child,
+            dir,
+            pid,
+            port,
+        })
     }
 
     fn command(&self, port: u16) -> Command {
@@ -167,8 +178,8 @@ fn free_port() -> Result<u16> {
         .port())
 }
 
-/// `None` when the daemon is ready, the last telling line when the machine died.
-fn watch(child: &mut Child, dir: &Path) -> Result<Option<String>> {
+/// Reads the console to the daemon's line, or to the end.
+fn watch(child: &mut Child, dir: &Path) -> Result<Boot> {
     let deadline = Instant::now() + PATIENCE;
     let Some(console) = console(child, dir, deadline)? else {
         let log = fs::read_to_string(dir.join("qemu.log")).unwrap_or_default();
@@ -191,14 +202,14 @@ fn watch(child: &mut Child, dir: &Path) -> Result<Option<String>> {
             .context("read the console")?
             == 0
         {
-            return Ok(Some(last));
+            return Ok(Boot::Died(last));
         }
         let line = String::from_utf8_lossy(&line).trim().to_owned();
         if line.contains(READY) {
-            return Ok(None);
+            return Ok(Boot::Ready);
         }
         if line.contains("Kernel panic") {
-            return Ok(Some(line));
+            return Ok(Boot::Died(line));
         }
         let telling = ["invalid opcode", "Oops", "BUG:", "vmbox-host:"];
         if telling.iter().any(|word| line.contains(word)) {

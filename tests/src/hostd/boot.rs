@@ -15,9 +15,8 @@ use nix::unistd::Pid;
 use super::{PLAN, Plan, SharePlan};
 
 /// Loaded by modprobe once the root is there; those that Debian builds in are simply not found.
-const MODULES: [&str; 14] = [
+const MODULES: [&str; 13] = [
     "kvm-amd",
-    "kvm-intel",
     "virtio_net",
     "tun",
     "vhost_vsock",
