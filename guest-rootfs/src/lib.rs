@@ -119,6 +119,8 @@ fn require_static_elf(file: &[u8]) -> Result<(), PackError> {
         let header = headers
             .checked_add(index * header_size)
             .ok_or(PackError::DamagedElf)?;
+        // The last of its fields, so that a header cut off by the end of the file is noticed.
+        number(file, header.saturating_add(48), 8)?;
         if number(file, header, 4)? != PT_INTERP {
             continue;
         }
