@@ -1,5 +1,7 @@
 //! The rules of the house that a machine can check.
 
+#![allow(clippy::unwrap_used)]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -30,7 +32,10 @@ const ARROWS: &[(&str, &[&str])] = &[
 ];
 
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .unwrap()
+        .to_owned()
 }
 
 /// Every tracked or new file that is not ignored, relative to the root.
@@ -42,18 +47,38 @@ fn files() -> Vec<PathBuf> {
         .unwrap();
     assert!(listed.status.success(), "git ls-files failed");
     let names = String::from_utf8(listed.stdout).unwrap();
-    let files: Vec<_> = names.lines().map(PathBuf::from).filter(|path| root().join(path).is_file()).collect();
-    assert!(files.len() > 30, "only {} files: not in a checkout?", files.len());
+    let files: Vec<_> = names
+        .lines()
+        .map(PathBuf::from)
+        .filter(|path| root().join(path).is_file())
+        .collect();
+    assert!(
+        files.len() > 30,
+        "only {} files: not in a checkout?",
+        files.len()
+    );
     files
 }
 
 fn rust_files() -> Vec<(PathBuf, String)> {
     let rust = |path: &PathBuf| path.extension().is_some_and(|e| e == "rs");
-    files().into_iter().filter(rust).map(|path| (path.clone(), fs::read_to_string(root().join(&path)).unwrap())).collect()
+    files()
+        .into_iter()
+        .filter(rust)
+        .map(|path| {
+            (
+                path.clone(),
+                fs::read_to_string(root().join(&path)).unwrap(),
+            )
+        })
+        .collect()
 }
 
 fn offenders(mut offends: impl FnMut(&Path, &str) -> Option<String>) -> Vec<String> {
-    rust_files().iter().filter_map(|(path, text)| offends(path, text)).collect()
+    rust_files()
+        .iter()
+        .filter_map(|(path, text)| offends(path, text))
+        .collect()
 }
 
 #[track_caller]
@@ -65,7 +90,15 @@ fn none(rule: &str, found: &[String]) {
 fn top_level_holds_only_the_rooms() {
     let mut strangers: Vec<_> = files()
         .iter()
-        .map(|path| path.components().next().unwrap().as_os_str().to_str().unwrap().to_owned())
+        .map(|path| {
+            path.components()
+                .next()
+                .unwrap()
+                .as_os_str()
+                .to_str()
+                .unwrap()
+                .to_owned()
+        })
         .filter(|name| !name.starts_with('.') && !TOP_LEVEL.contains(&name.as_str()))
         .collect();
     strangers.dedup();
@@ -94,8 +127,10 @@ fn target_arch_appears_only_in_the_arch_module() {
     none(
         "cfg on the architecture belongs in vmm/src/arch/mod.rs",
         &offenders(|path, text| {
-            let product = path.starts_with("vmm") || path.starts_with("agent") || path.starts_with("shim");
-            (product && text.contains(needle) && path != Path::new("vmm/src/arch/mod.rs")).then(|| path.display().to_string())
+            let product =
+                path.starts_with("vmm") || path.starts_with("agent") || path.starts_with("shim");
+            (product && text.contains(needle) && path != Path::new("vmm/src/arch/mod.rs"))
+                .then(|| path.display().to_string())
         }),
     );
 }
@@ -105,8 +140,10 @@ fn devices_are_safe_code() {
     none(
         "unsafe has no place in vmm/devices/src",
         &offenders(|path, text| {
-            let unsafe_code = |line: &&str| line.contains("unsafe {") || line.trim_start().starts_with("unsafe ");
-            let found = path.starts_with("vmm/devices/src") && text.lines().any(|line| unsafe_code(&line));
+            let unsafe_code =
+                |line: &&str| line.contains("unsafe {") || line.trim_start().starts_with("unsafe ");
+            let found =
+                path.starts_with("vmm/devices/src") && text.lines().any(|line| unsafe_code(&line));
             found.then(|| path.display().to_string())
         }),
     );
@@ -117,7 +154,8 @@ fn devices_name_no_kvm_and_no_container() {
     none(
         "vmm/devices knows neither KVM nor containers",
         &offenders(|path, text| {
-            (path.starts_with("vmm/devices/src") && text.contains("kvm_ioctls")).then(|| path.display().to_string())
+            (path.starts_with("vmm/devices/src") && text.contains("kvm_ioctls"))
+                .then(|| path.display().to_string())
         }),
     );
 }
@@ -126,8 +164,14 @@ fn devices_name_no_kvm_and_no_container() {
 fn every_virtio_device_cites_its_section() {
     for device in ["rng", "blk/mod", "balloon", "vsock/mod", "fs/mod"] {
         let text = fs::read_to_string(root().join(format!("vmm/devices/src/{device}.rs"))).unwrap();
-        let head: String = text.lines().take_while(|line| line.starts_with("//!")).collect();
-        assert!(head.contains('§'), "{device}.rs: the module doc cites no section of virtio 1.2");
+        let head: String = text
+            .lines()
+            .take_while(|line| line.starts_with("//!"))
+            .collect();
+        assert!(
+            head.contains('§'),
+            "{device}.rs: the module doc cites no section of virtio 1.2"
+        );
     }
 }
 
@@ -158,8 +202,15 @@ fn no_drawer_for_odds_and_ends() {
     let strangers: Vec<_> = files()
         .iter()
         .filter(|path| {
-            let stem = path.file_stem().unwrap_or_default().to_str().unwrap_or_default();
-            ["util", "utils", "common", "helper", "helpers", "manager", "misc"].contains(&stem)
+            let stem = path
+                .file_stem()
+                .unwrap_or_default()
+                .to_str()
+                .unwrap_or_default();
+            [
+                "util", "utils", "common", "helper", "helpers", "manager", "misc",
+            ]
+            .contains(&stem)
         })
         .map(|path| path.display().to_string())
         .collect();
@@ -168,21 +219,45 @@ fn no_drawer_for_odds_and_ends() {
 
 #[test]
 fn each_room_has_a_readme_of_a_screen() {
-    for room in ["vmm", "vmm/devices", "agent", "shim", "guest-kernel", "guest-rootfs", "tests", "benches"] {
-        let text = fs::read_to_string(root().join(room).join("README.md")).unwrap_or_else(|e| panic!("{room}/README.md: {e}"));
-        assert!(text.lines().count() <= 70, "{room}/README.md is longer than a screen");
+    for room in [
+        "vmm",
+        "vmm/devices",
+        "agent",
+        "shim",
+        "guest-kernel",
+        "guest-rootfs",
+        "tests",
+        "benches",
+    ] {
+        let text = fs::read_to_string(root().join(room).join("README.md"))
+            .unwrap_or_else(|e| panic!("{room}/README.md: {e}"));
+        assert!(
+            text.lines().count() <= 70,
+            "{room}/README.md is longer than a screen"
+        );
     }
 }
 
 /// Words in backquotes that look like paths of ours (`vmm/src/…`) must be there.
 #[test]
 fn paths_named_in_readmes_exist() {
-    let rooms = ["vmm/", "agent/", "shim/", "tests/", "benches/", "guest-kernel/", "guest-rootfs/", ".ci/", ".cargo/"];
+    let rooms = [
+        "vmm/",
+        "agent/",
+        "shim/",
+        "tests/",
+        "benches/",
+        "guest-kernel/",
+        "guest-rootfs/",
+        ".ci/",
+        ".cargo/",
+    ];
     let mut missing = Vec::new();
     for readme in files().iter().filter(|path| path.ends_with("README.md")) {
         let text = fs::read_to_string(root().join(readme)).unwrap();
         for word in text.split('`').skip(1).step_by(2) {
-            let path_like = rooms.iter().any(|room| word.starts_with(room)) && !word.contains(['*', '<', '{', ' ', '…']);
+            let path_like = rooms.iter().any(|room| word.starts_with(room))
+                && !word.contains(['*', '<', '{', ' ', '…']);
             if path_like && !root().join(word).exists() {
                 missing.push(format!("{}: {word}", readme.display()));
             }
@@ -193,9 +268,18 @@ fn paths_named_in_readmes_exist() {
 
 #[test]
 fn no_work_is_left_as_a_note() {
-    let notes = [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("XX", "X:")];
+    let notes = [
+        concat!("TO", "DO"),
+        concat!("FIX", "ME"),
+        concat!("XX", "X:"),
+    ];
     none(
         "an open end in the code",
-        &offenders(|path, text| notes.iter().any(|note| text.contains(note)).then(|| path.display().to_string())),
+        &offenders(|path, text| {
+            notes
+                .iter()
+                .any(|note| text.contains(note))
+                .then(|| path.display().to_string())
+        }),
     );
 }
