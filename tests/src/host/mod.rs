@@ -34,7 +34,7 @@ pub use client::Output;
 pub enum Flavour {
     /// Two CPUs, as fast as the emulator goes.
     Fast,
-    /// One CPU on which a virtual nanosecond is 2^shift⁻¹ instructions: figures repeat exactly.
+    /// One CPU whose time passes only as instructions are executed: figures repeat exactly.
     Counting {
         /// QEMU's `-icount shift`: an instruction takes 2^shift ns.
         shift: u8,
