@@ -105,7 +105,10 @@ impl Journal {
         dir.create()?;
         let lock = File::open(dir.path())?;
         rustix::fs::flock(&lock, FlockOperation::LockExclusive)?;
-        let file = File::options().append(true).create_new(true).open(journal_of(dir))?;
+        let file = File::options()
+            .append(true)
+            .create_new(true)
+            .open(journal_of(dir))?;
         fs::create_dir(dir.share())?;
         Ok(Self { file, _lock: lock })
     }
@@ -138,7 +141,9 @@ pub fn read(dir: &PodDir) -> io::Result<Vec<Record>> {
 }
 
 fn parse(text: &str) -> Vec<Record> {
-    text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    text.lines()
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .collect()
 }
 
 /// Field 22 of `/proc/<pid>/stat`; `None` if there is no such process.
@@ -152,7 +157,10 @@ pub fn start_ticks(pid: u32) -> Option<u64> {
 /// The process id of a pod's monitor, if it runs.
 pub fn monitor_of(dir: &PodDir) -> Option<u32> {
     read(dir).ok()?.into_iter().find_map(|record| match record {
-        Record::Monitor { pid, start_ticks: ticks } if start_ticks(pid) == Some(ticks) => Some(pid),
+        Record::Monitor {
+            pid,
+            start_ticks: ticks,
+        } if start_ticks(pid) == Some(ticks) => Some(pid),
         Record::Monitor { .. } | Record::Layer { .. } | Record::Member { .. } => None,
     })
 }
@@ -163,11 +171,18 @@ pub fn monitor_of(dir: &PodDir) -> Option<u32> {
 /// # Errors
 /// The first thing that could not be undone; the directory then stays, for `vmbox gc`.
 pub fn undo(dir: &PodDir) -> Result<(), UndoError> {
-    let io = |source| UndoError::Io { path: dir.path().to_owned(), source };
+    let io = |source| UndoError::Io {
+        path: dir.path().to_owned(),
+        source,
+    };
     for record in read(dir).map_err(io)?.iter().rev() {
         match record {
             Record::Monitor { pid, start_ticks } => end_monitor(*pid, *start_ticks)?,
-            Record::Layer { store, container, keep } => remove_layer(store, container, *keep)?,
+            Record::Layer {
+                store,
+                container,
+                keep,
+            } => remove_layer(store, container, *keep)?,
             Record::Member { pod, container } => leave(&PodDir::at(pod.clone()), container)?,
         }
     }
@@ -190,7 +205,10 @@ fn end_monitor(pid: u32, ticks: u64) -> Result<(), UndoError> {
     }
     // ESRCH only: it has just ended by itself.
     let _ = rustix::process::pidfd_send_signal(&pidfd, Signal::KILL);
-    let timeout = Timespec { tv_sec: DEATH.as_secs().cast_signed(), tv_nsec: 0 };
+    let timeout = Timespec {
+        tv_sec: DEATH.as_secs().cast_signed(),
+        tv_nsec: 0,
+    };
     let mut poll = [PollFd::new(&pidfd, PollFlags::IN)];
     match rustix::event::poll(&mut poll, Some(&timeout)) {
         Ok(0) | Err(_) => Err(UndoError::Monitor(pid)),
@@ -211,7 +229,10 @@ fn remove_layer(store: &Path, container: &str, keep: bool) -> Result<(), UndoErr
 /// Takes a container out of a living pod of another owner: processes, mounts, directory.
 fn leave(pod: &PodDir, container: &str) -> Result<(), UndoError> {
     let place = pod.share().join(container);
-    let io = |source| UndoError::Io { path: place.clone(), source };
+    let io = |source| UndoError::Io {
+        path: place.clone(),
+        source,
+    };
     let Some(monitor) = monitor_of(pod) else {
         return Ok(());
     };
@@ -227,7 +248,10 @@ fn leave(pod: &PodDir, container: &str) -> Result<(), UndoError> {
 
 /// Removes a directory with everything in it, but never through a mount.
 fn remove(dir: &Path) -> Result<(), UndoError> {
-    let io = |source| UndoError::Io { path: dir.to_owned(), source };
+    let io = |source| UndoError::Io {
+        path: dir.to_owned(),
+        source,
+    };
     if let Some(mount_point) = place::mounts_below(dir).map_err(io)?.into_iter().next() {
         return Err(UndoError::Mounted(mount_point));
     }
@@ -250,7 +274,11 @@ pub fn dead_pods(run: &Path) -> io::Result<Vec<(ContainerId, PodDir, File)>> {
     rustix::fs::flock(&birth, FlockOperation::LockExclusive)?;
     let mut dead = Vec::new();
     for entry in fs::read_dir(run)? {
-        let Some(id) = entry?.file_name().to_str().and_then(|name| name.parse::<ContainerId>().ok()) else {
+        let Some(id) = entry?
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse::<ContainerId>().ok())
+        else {
             continue;
         };
         let dir = PodDir::of(run, &id);
@@ -277,7 +305,10 @@ mod tests {
     }
 
     fn sleeper() -> std::process::Child {
-        std::process::Command::new("sleep").arg("1000").spawn().unwrap()
+        std::process::Command::new("sleep")
+            .arg("1000")
+            .spawn()
+            .unwrap()
     }
 
     #[test]
@@ -285,17 +316,32 @@ mod tests {
         let run = tempfile::tempdir().unwrap();
         let mut journal = Journal::create(&pod(run.path())).unwrap();
         let records = [
-            Record::Layer { store: "/s".into(), container: "web".into(), keep: true },
-            Record::Monitor { pid: 1, start_ticks: 2 },
+            Record::Layer {
+                store: "/s".into(),
+                container: "web".into(),
+                keep: true,
+            },
+            Record::Monitor {
+                pid: 1,
+                start_ticks: 2,
+            },
         ];
-        records.iter().for_each(|record| journal.record(record).unwrap());
+        records
+            .iter()
+            .for_each(|record| journal.record(record).unwrap());
         assert_eq!(read(&pod(run.path())).unwrap(), records);
     }
 
     #[test]
     fn a_torn_last_line_is_left_out() {
         let text = "{\"record\":\"monitor\",\"pid\":7,\"start_ticks\":9}\n{\"record\":\"lay";
-        assert_eq!(parse(text), [Record::Monitor { pid: 7, start_ticks: 9 }]);
+        assert_eq!(
+            parse(text),
+            [Record::Monitor {
+                pid: 7,
+                start_ticks: 9
+            }]
+        );
     }
 
     #[test]
@@ -305,7 +351,12 @@ mod tests {
         let mut journal = Journal::create(&dir).unwrap();
         let mut child = sleeper();
         let ticks = start_ticks(child.id()).unwrap();
-        journal.record(&Record::Monitor { pid: child.id(), start_ticks: ticks }).unwrap();
+        journal
+            .record(&Record::Monitor {
+                pid: child.id(),
+                start_ticks: ticks,
+            })
+            .unwrap();
         undo(&dir).unwrap();
         assert!(!dir.path().exists());
         assert!(!child.wait().unwrap().success());
@@ -318,7 +369,12 @@ mod tests {
         let mut journal = Journal::create(&dir).unwrap();
         let mut child = sleeper();
         let ticks = start_ticks(child.id()).unwrap() - 1;
-        journal.record(&Record::Monitor { pid: child.id(), start_ticks: ticks }).unwrap();
+        journal
+            .record(&Record::Monitor {
+                pid: child.id(),
+                start_ticks: ticks,
+            })
+            .unwrap();
         undo(&dir).unwrap();
         assert_eq!(child.try_wait().unwrap(), None);
         child.kill().unwrap();

@@ -13,9 +13,9 @@ fn main() -> ExitCode {
         // Not `ExitCode`, which would run destructors of threads that wait for input.
         Ok(cli) => std::process::exit(user::execute(cli.verb).into()),
         Err(error) => match error.kind() {
-            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-                error.exit()
-            }
+            ErrorKind::DisplayHelp
+            | ErrorKind::DisplayVersion
+            | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => error.exit(),
             _ => {
                 eprintln!("vmbox: {}", complaint(&error));
                 // As `docker run`: 125 is the runtime's own failure.

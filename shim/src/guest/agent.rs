@@ -5,8 +5,8 @@ use std::{path::Path, time::Duration};
 use ttrpc::{Code, asynchronous::Client, context};
 use vmbox_protocol::{
     agent::{
-        ContainerRequest, CreateRequest, DeleteRequest, Empty, ProcessRequest, ResizeRequest, SetupRequest, Share,
-        SignalRequest, Stdio,
+        ContainerRequest, CreateRequest, DeleteRequest, Empty, ProcessRequest, ResizeRequest,
+        SetupRequest, Share, SignalRequest, Stdio,
     },
     agent_ttrpc::{ContainersClient, PodClient, ProcessesClient},
 };
@@ -35,7 +35,10 @@ pub enum AgentError {
 impl From<ttrpc::Error> for AgentError {
     fn from(error: ttrpc::Error) -> Self {
         match error {
-            ttrpc::Error::RpcStatus(status) => Self::Refused { code: status.code(), message: status.message },
+            ttrpc::Error::RpcStatus(status) => Self::Refused {
+                code: status.code(),
+                message: status.message,
+            },
             _ => Self::Gone,
         }
     }
@@ -75,7 +78,9 @@ impl Agent {
     /// # Errors
     /// No owner listens there.
     pub async fn connect(relay: &Path) -> Result<Self, AgentError> {
-        let client = Client::connect(&format!("unix://{}", relay.display())).await.map_err(|_| AgentError::Gone)?;
+        let client = Client::connect(&format!("unix://{}", relay.display()))
+            .await
+            .map_err(|_| AgentError::Gone)?;
         Ok(Self::new(client))
     }
 
@@ -91,15 +96,23 @@ impl Agent {
     pub async fn setup(&self, hostname: &str, dax: bool) -> Result<(), AgentError> {
         let mut entropy = vec![0; 64];
         fill_random(&mut entropy);
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let now = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap_or_default();
         let request = SetupRequest {
             hostname: hostname.to_owned(),
             time_unix_ns: i64::try_from(now.as_nanos()).unwrap_or(i64::MAX),
             entropy,
-            shares: vec![Share { tag: SHARE_TAG.into(), dax, ..Default::default() }],
+            shares: vec![Share {
+                tag: SHARE_TAG.into(),
+                dax,
+                ..Default::default()
+            }],
             ..Default::default()
         };
-        self.pod.setup(context::with_duration(CALL), &request).await?;
+        self.pod
+            .setup(context::with_duration(CALL), &request)
+            .await?;
         Ok(())
     }
 
@@ -107,9 +120,21 @@ impl Agent {
     ///
     /// # Errors
     /// The agent refused, or is gone.
-    pub async fn create(&self, id: &ContainerId, spec: Vec<u8>, stdio: Stdio) -> Result<(), AgentError> {
-        let request = CreateRequest { id: id.to_string(), spec, stdio: Some(stdio).into(), ..Default::default() };
-        self.containers.create(context::with_duration(CALL), &request).await?;
+    pub async fn create(
+        &self,
+        id: &ContainerId,
+        spec: Vec<u8>,
+        stdio: Stdio,
+    ) -> Result<(), AgentError> {
+        let request = CreateRequest {
+            id: id.to_string(),
+            spec,
+            stdio: Some(stdio).into(),
+            ..Default::default()
+        };
+        self.containers
+            .create(context::with_duration(CALL), &request)
+            .await?;
         Ok(())
     }
 
@@ -118,7 +143,9 @@ impl Agent {
     /// # Errors
     /// The agent refused, or is gone.
     pub async fn start(&self, id: &ContainerId) -> Result<(), AgentError> {
-        self.containers.start(context::with_duration(CALL), &container(id)).await?;
+        self.containers
+            .start(context::with_duration(CALL), &container(id))
+            .await?;
         Ok(())
     }
 
@@ -127,9 +154,18 @@ impl Agent {
     /// # Errors
     /// The agent refused, or is gone.
     pub async fn wait(&self, id: &ContainerId) -> Result<Exit, AgentError> {
-        let request = ProcessRequest { id: id.to_string(), ..Default::default() };
-        let answer = self.processes.wait(context::with_timeout(0), &request).await?;
-        Ok(Exit { status: u8::try_from(answer.status).unwrap_or(u8::MAX), oom_killed: answer.oom_killed })
+        let request = ProcessRequest {
+            id: id.to_string(),
+            ..Default::default()
+        };
+        let answer = self
+            .processes
+            .wait(context::with_timeout(0), &request)
+            .await?;
+        Ok(Exit {
+            status: u8::try_from(answer.status).unwrap_or(u8::MAX),
+            oom_killed: answer.oom_killed,
+        })
     }
 
     /// Signals the init process.
@@ -137,8 +173,14 @@ impl Agent {
     /// # Errors
     /// The agent refused (it has ended, say), or is gone.
     pub async fn signal(&self, id: &ContainerId, signal: u32) -> Result<(), AgentError> {
-        let request = SignalRequest { id: id.to_string(), signal, ..Default::default() };
-        self.processes.signal(context::with_duration(CALL), &request).await?;
+        let request = SignalRequest {
+            id: id.to_string(),
+            signal,
+            ..Default::default()
+        };
+        self.processes
+            .signal(context::with_duration(CALL), &request)
+            .await?;
         Ok(())
     }
 
@@ -146,9 +188,21 @@ impl Agent {
     ///
     /// # Errors
     /// The agent refused, or is gone.
-    pub async fn resize(&self, id: &ContainerId, columns: u32, rows: u32) -> Result<(), AgentError> {
-        let request = ResizeRequest { id: id.to_string(), columns, rows, ..Default::default() };
-        self.processes.resize(context::with_duration(CALL), &request).await?;
+    pub async fn resize(
+        &self,
+        id: &ContainerId,
+        columns: u32,
+        rows: u32,
+    ) -> Result<(), AgentError> {
+        let request = ResizeRequest {
+            id: id.to_string(),
+            columns,
+            rows,
+            ..Default::default()
+        };
+        self.processes
+            .resize(context::with_duration(CALL), &request)
+            .await?;
         Ok(())
     }
 
@@ -157,15 +211,24 @@ impl Agent {
     /// # Errors
     /// The agent refused, or is gone.
     pub async fn delete(&self, id: &str) -> Result<(), AgentError> {
-        let request = DeleteRequest { id: id.to_owned(), force: true, ..Default::default() };
-        self.containers.delete(context::with_duration(CALL), &request).await?;
+        let request = DeleteRequest {
+            id: id.to_owned(),
+            force: true,
+            ..Default::default()
+        };
+        self.containers
+            .delete(context::with_duration(CALL), &request)
+            .await?;
         Ok(())
     }
 
     /// Kills the agent, and with it the guest, if the pod was started for debugging.
     pub async fn debug_crash(&self) {
-        if let Err(AgentError::Refused { message, .. }) =
-            self.pod.debug_crash(context::with_duration(CALL), &Empty::new()).await.map_err(AgentError::from)
+        if let Err(AgentError::Refused { message, .. }) = self
+            .pod
+            .debug_crash(context::with_duration(CALL), &Empty::new())
+            .await
+            .map_err(AgentError::from)
         {
             tracing::warn!(message, "the agent refuses to crash");
         }
@@ -176,7 +239,12 @@ impl Agent {
     /// # Errors
     /// The agent refused. That it is gone is not an error.
     pub async fn shutdown(&self, patience: Duration) -> Result<(), AgentError> {
-        match self.pod.shutdown(context::with_duration(patience), &Empty::new()).await.map_err(AgentError::from) {
+        match self
+            .pod
+            .shutdown(context::with_duration(patience), &Empty::new())
+            .await
+            .map_err(AgentError::from)
+        {
             Ok(_) | Err(AgentError::Gone) => Ok(()),
             Err(refused) => Err(refused),
         }
@@ -184,12 +252,18 @@ impl Agent {
 }
 
 fn container(id: &ContainerId) -> ContainerRequest {
-    ContainerRequest { id: id.to_string(), ..Default::default() }
+    ContainerRequest {
+        id: id.to_string(),
+        ..Default::default()
+    }
 }
 
 /// Removes a container through a pod's relay, from a program without a runtime. Best effort: the pod may be ending.
 pub fn delete_container(relay: &Path, id: &str) {
-    let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else {
+    let Ok(runtime) = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+    else {
         return;
     };
     runtime.block_on(async {

@@ -5,5 +5,5 @@ mod greeting;
 mod relay;
 
 pub use agent::{Agent, AgentError, Exit, delete_container};
-pub use greeting::{GreetingError, Greeter};
+pub use greeting::{Greeter, GreetingError};
 pub use relay::serve as serve_relay;

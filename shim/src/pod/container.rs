@@ -70,7 +70,11 @@ struct Streams {
 ///
 /// # Errors
 /// It could not be made or started, or the guest ended first.
-pub async fn run(agent: &Agent, launch: &Launch<'_>, signals: &mut Signals) -> Result<Exit, ContainerError> {
+pub async fn run(
+    agent: &Agent,
+    launch: &Launch<'_>,
+    signals: &mut Signals,
+) -> Result<Exit, ContainerError> {
     let streams = listen(launch).map_err(ContainerError::Streams)?;
     // Before the container can print anything.
     let _raw = if launch.attachment.terminal && launch.attachment.stdin {
@@ -83,9 +87,14 @@ pub async fn run(agent: &Agent, launch: &Launch<'_>, signals: &mut Signals) -> R
         .await
         .map_err(ContainerError::Create)?;
     launch.timing.mark("container created");
-    agent.start(launch.id).await.map_err(ContainerError::Start)?;
+    agent
+        .start(launch.id)
+        .await
+        .map_err(ContainerError::Start)?;
     launch.timing.mark("container started");
-    let exit = wait(agent, launch, signals).await.map_err(ContainerError::Wait);
+    let exit = wait(agent, launch, signals)
+        .await
+        .map_err(ContainerError::Wait);
     for output in streams.outputs {
         output.drained().await;
     }
@@ -98,7 +107,9 @@ pub async fn run(agent: &Agent, launch: &Launch<'_>, signals: &mut Signals) -> R
 fn listen(launch: &Launch<'_>) -> std::io::Result<Streams> {
     let Attachment { stdin, terminal } = launch.attachment;
     let listen = |wanted: bool, direction| {
-        wanted.then(|| Stream::listen(launch.dir, direction, launch.timing)).transpose()
+        wanted
+            .then(|| Stream::listen(launch.dir, direction, launch.timing))
+            .transpose()
     };
     let stdin = listen(stdin, Direction::Stdin)?;
     let stdout = listen(true, Direction::Stdout)?;
@@ -114,10 +125,18 @@ fn listen(launch: &Launch<'_>) -> std::io::Result<Streams> {
         rows,
         ..Default::default()
     };
-    Ok(Streams { stdin, outputs: [stdout, stderr].into_iter().flatten().collect(), stdio })
+    Ok(Streams {
+        stdin,
+        outputs: [stdout, stderr].into_iter().flatten().collect(),
+        stdio,
+    })
 }
 
-async fn wait(agent: &Agent, launch: &Launch<'_>, signals: &mut Signals) -> Result<Exit, AgentError> {
+async fn wait(
+    agent: &Agent,
+    launch: &Launch<'_>,
+    signals: &mut Signals,
+) -> Result<Exit, AgentError> {
     let waiting = agent.wait(launch.id);
     tokio::pin!(waiting);
     loop {
@@ -148,7 +167,9 @@ pub fn exit_code_of_refusal(error: &ContainerError) -> u8 {
     | ContainerError::Start(AgentError::Refused { code, .. })) = error
     else {
         return match error {
-            ContainerError::Interrupted(signal) => 128u8.saturating_add(u8::try_from(*signal).unwrap_or(0)),
+            ContainerError::Interrupted(signal) => {
+                128u8.saturating_add(u8::try_from(*signal).unwrap_or(0))
+            }
             _ => 125,
         };
     };
@@ -177,13 +198,19 @@ mod tests {
     use super::*;
 
     fn refused(code: ttrpc::Code) -> ContainerError {
-        ContainerError::Start(AgentError::Refused { code, message: String::new() })
+        ContainerError::Start(AgentError::Refused {
+            code,
+            message: String::new(),
+        })
     }
 
     #[test]
     fn refusals_have_dockers_codes() {
         assert_eq!(exit_code_of_refusal(&refused(ttrpc::Code::NOT_FOUND)), 127);
-        assert_eq!(exit_code_of_refusal(&refused(ttrpc::Code::PERMISSION_DENIED)), 126);
+        assert_eq!(
+            exit_code_of_refusal(&refused(ttrpc::Code::PERMISSION_DENIED)),
+            126
+        );
         assert_eq!(exit_code_of_refusal(&refused(ttrpc::Code::INTERNAL)), 125);
         assert_eq!(exit_code_of_refusal(&ContainerError::Interrupted(2)), 130);
     }

@@ -81,7 +81,11 @@ pub fn shape(memory: Option<MemoryLimit>, cpus: Option<CpuLimit>) -> Result<Shap
 /// # Errors
 /// A limit too small or too large for a VM.
 pub fn limits(spec: &Spec) -> Result<(Option<MemoryLimit>, Option<CpuLimit>), DesignError> {
-    let Some(resources) = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()) else {
+    let Some(resources) = spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.resources().as_ref())
+    else {
         return Ok((None, None));
     };
     let memory = resources
@@ -92,7 +96,9 @@ pub fn limits(spec: &Spec) -> Result<(Option<MemoryLimit>, Option<CpuLimit>), De
         .map(MemoryLimit::of_bytes)
         .transpose()?;
     let cpus = resources.cpu().as_ref().and_then(|cpu| {
-        let quota = u64::try_from(cpu.quota()?).ok().filter(|quota| *quota > 0)?;
+        let quota = u64::try_from(cpu.quota()?)
+            .ok()
+            .filter(|quota| *quota > 0)?;
         let period = cpu.period().filter(|period| *period > 0).unwrap_or(100_000);
         Some(quota.saturating_mul(1000).div_ceil(period).max(10))
     });
@@ -115,7 +121,13 @@ pub struct VmPlaces<'a> {
 }
 
 /// The monitor's configuration, but for the descriptors, which exist only at launch.
-pub fn vm_config(shape: Shape, places: &VmPlaces<'_>, disks: &[Disk], dax_window_mib: u32, cmdline: &str) -> VmConfig {
+pub fn vm_config(
+    shape: Shape,
+    places: &VmPlaces<'_>,
+    disks: &[Disk],
+    dax_window_mib: u32,
+    cmdline: &str,
+) -> VmConfig {
     VmConfig {
         vcpus: shape.vcpus,
         memory_mib: shape.memory_mib,
@@ -200,7 +212,11 @@ pub fn for_guest(mut spec: Spec, id: &ContainerId, base: &Path) -> Result<GuestS
             // The pod's network is the guest's own: the namespace named here is the host's.
             namespaces.retain(|namespace| namespace.typ() != LinuxNamespaceType::Network);
         }
-        if let Some(cpu) = linux.resources_mut().as_mut().and_then(|resources| resources.cpu_mut().as_mut()) {
+        if let Some(cpu) = linux
+            .resources_mut()
+            .as_mut()
+            .and_then(|resources| resources.cpu_mut().as_mut())
+        {
             // Numbers of the host's CPUs and memory nodes, which the guest doesn't have.
             cpu.set_cpus(None);
             cpu.set_mems(None);
@@ -215,21 +231,30 @@ fn rewrite_mount(
     base: &Path,
     binds: &mut Vec<HostBind>,
 ) -> Result<(), DesignError> {
-    let has = |name: &str| mount.options().iter().flatten().any(|option| option == name);
+    let has = |name: &str| {
+        mount
+            .options()
+            .iter()
+            .flatten()
+            .any(|option| option == name)
+    };
     let recursive = has("rbind");
     let is_bind = recursive || has("bind") || mount.typ().as_deref() == Some("bind");
     if !is_bind {
         return Ok(());
     }
     let destination = mount.destination().display().to_string();
-    let source = mount
-        .source()
-        .clone()
-        .ok_or_else(|| DesignError::Unsupported(format!("mounts: the bind mount on {destination} has no source")))?;
+    let source = mount.source().clone().ok_or_else(|| {
+        DesignError::Unsupported(format!(
+            "mounts: the bind mount on {destination} has no source"
+        ))
+    })?;
     if source.starts_with(GUEST_SHARE) {
         return Ok(());
     }
-    let target = Path::new(id.as_str()).join("volumes").join(binds.len().to_string());
+    let target = Path::new(id.as_str())
+        .join("volumes")
+        .join(binds.len().to_string());
     let read_only = has("ro") || has("rro");
     mount.set_source(Some(guest_path(&target)));
     binds.push(HostBind {
@@ -242,7 +267,10 @@ fn rewrite_mount(
 }
 
 fn refuse_unsupported(spec: &Spec) -> Result<(), DesignError> {
-    let process = spec.process().as_ref().ok_or(DesignError::Missing("process"))?;
+    let process = spec
+        .process()
+        .as_ref()
+        .ok_or(DesignError::Missing("process"))?;
     if process.args().as_ref().is_none_or(Vec::is_empty) {
         return Err(DesignError::Missing("process.args"));
     }
@@ -259,16 +287,26 @@ fn refuse_unsupported(spec: &Spec) -> Result<(), DesignError> {
             return refuse("hooks are not supported yet");
         }
     }
-    if process.apparmor_profile().as_deref().is_some_and(|profile| !profile.is_empty() && profile != "unconfined") {
+    if process
+        .apparmor_profile()
+        .as_deref()
+        .is_some_and(|profile| !profile.is_empty() && profile != "unconfined")
+    {
         return refuse("process.apparmorProfile: the guest kernel has no AppArmor");
     }
-    if process.selinux_label().as_deref().is_some_and(|label| !label.is_empty()) {
+    if process
+        .selinux_label()
+        .as_deref()
+        .is_some_and(|label| !label.is_empty())
+    {
         return refuse("process.selinuxLabel: the guest kernel has no SELinux");
     }
     if let Some(linux) = spec.linux() {
         for namespace in linux.namespaces().iter().flatten() {
             if namespace.path().is_some() && namespace.typ() != LinuxNamespaceType::Network {
-                return refuse("linux.namespaces: a namespace of the host can't be joined from a guest");
+                return refuse(
+                    "linux.namespaces: a namespace of the host can't be joined from a guest",
+                );
             }
         }
     }
@@ -297,18 +335,33 @@ mod tests {
 
     #[test]
     fn without_limits_a_vm_has_the_default_shape() {
-        assert_eq!(shape(None, None).unwrap(), Shape { memory_mib: 256, vcpus: 1 });
+        assert_eq!(
+            shape(None, None).unwrap(),
+            Shape {
+                memory_mib: 256,
+                vcpus: 1
+            }
+        );
     }
 
     #[test]
     fn memory_is_the_limit_and_an_overhead() {
         let shape = shape(Some("256M".parse().unwrap()), Some("1.5".parse().unwrap())).unwrap();
-        assert_eq!(shape, Shape { memory_mib: 256 + 48 + 8, vcpus: 2 });
+        assert_eq!(
+            shape,
+            Shape {
+                memory_mib: 256 + 48 + 8,
+                vcpus: 2
+            }
+        );
     }
 
     #[test]
     fn more_memory_than_a_vm_has_is_refused() {
-        assert!(matches!(shape(Some("64G".parse().unwrap()), None), Err(DesignError::TooMuchMemory(_))));
+        assert!(matches!(
+            shape(Some("64G".parse().unwrap()), None),
+            Err(DesignError::TooMuchMemory(_))
+        ));
     }
 
     #[test]
@@ -323,7 +376,8 @@ mod tests {
     #[test]
     fn unlimited_is_no_limit() {
         let mut value = minimal();
-        value["linux"] = serde_json::json!({"resources": {"memory": {"limit": -1}, "cpu": {"quota": -1}}});
+        value["linux"] =
+            serde_json::json!({"resources": {"memory": {"limit": -1}, "cpu": {"quota": -1}}});
         assert_eq!(limits(&spec(value)).unwrap(), (None, None));
     }
 
@@ -342,11 +396,29 @@ mod tests {
             recursive,
             read_only,
         };
-        assert_eq!(guest.binds, [bind("/host/a", "0", true, true), bind("/bundle/b", "1", false, false)]);
-        let sources: Vec<_> = guest.spec.mounts().iter().flatten().map(|mount| mount.source().clone().unwrap()).collect();
+        assert_eq!(
+            guest.binds,
+            [
+                bind("/host/a", "0", true, true),
+                bind("/bundle/b", "1", false, false)
+            ]
+        );
+        let sources: Vec<_> = guest
+            .spec
+            .mounts()
+            .iter()
+            .flatten()
+            .map(|mount| mount.source().clone().unwrap())
+            .collect();
         assert_eq!(sources[0], Path::new("proc"));
-        assert_eq!(sources[2], Path::new("/run/vmbox/shares/vmbox/web/volumes/1"));
-        assert_eq!(guest.spec.root().as_ref().unwrap().path(), Path::new("/run/vmbox/shares/vmbox/web/rootfs"));
+        assert_eq!(
+            sources[2],
+            Path::new("/run/vmbox/shares/vmbox/web/volumes/1")
+        );
+        assert_eq!(
+            guest.spec.root().as_ref().unwrap().path(),
+            Path::new("/run/vmbox/shares/vmbox/web/rootfs")
+        );
     }
 
     #[test]
@@ -354,7 +426,14 @@ mod tests {
         let mut value = minimal();
         value["linux"] = serde_json::json!({"namespaces": [{"type": "pid"}, {"type": "network", "path": "/run/netns/x"}]});
         let guest = for_guest(spec(value), &id(), Path::new("/")).unwrap();
-        let namespaces = guest.spec.linux().as_ref().unwrap().namespaces().clone().unwrap();
+        let namespaces = guest
+            .spec
+            .linux()
+            .as_ref()
+            .unwrap()
+            .namespaces()
+            .clone()
+            .unwrap();
         assert_eq!(namespaces.len(), 1);
         assert_eq!(namespaces[0].typ(), LinuxNamespaceType::Pid);
     }
@@ -365,7 +444,8 @@ mod tests {
         value["process"]["apparmorProfile"] = "docker-default".into();
         assert!(for_guest(spec(value), &id(), Path::new("/")).is_err());
         let mut value = minimal();
-        value["linux"] = serde_json::json!({"namespaces": [{"type": "pid", "path": "/proc/1/ns/pid"}]});
+        value["linux"] =
+            serde_json::json!({"namespaces": [{"type": "pid", "path": "/proc/1/ns/pid"}]});
         assert!(for_guest(spec(value), &id(), Path::new("/")).is_err());
     }
 
@@ -373,7 +453,9 @@ mod tests {
     fn missing_process_is_named() {
         let mut value = minimal();
         value.as_object_mut().unwrap().remove("process");
-        let message = for_guest(spec(value), &id(), Path::new("/")).unwrap_err().to_string();
+        let message = for_guest(spec(value), &id(), Path::new("/"))
+            .unwrap_err()
+            .to_string();
         assert!(message.contains("process is missing"), "{message}");
     }
 }

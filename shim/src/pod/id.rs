@@ -8,7 +8,9 @@ pub struct ContainerId(String);
 
 /// Why a name was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not a container name: use 1 to 64 letters, digits, `_`, `.` or `-`, the first a letter or digit")]
+#[error(
+    "`{0}` is not a container name: use 1 to 64 letters, digits, `_`, `.` or `-`, the first a letter or digit"
+)]
 pub struct BadId(String);
 
 impl ContainerId {
@@ -41,7 +43,10 @@ impl FromStr for ContainerId {
     type Err = BadId;
 
     fn from_str(text: &str) -> Result<Self, BadId> {
-        let first_is_alphanumeric = text.chars().next().is_some_and(|c| c.is_ascii_alphanumeric());
+        let first_is_alphanumeric = text
+            .chars()
+            .next()
+            .is_some_and(|c| c.is_ascii_alphanumeric());
         let all_allowed = text
             .chars()
             .all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'));
@@ -72,7 +77,17 @@ mod tests {
 
     #[test]
     fn names_that_would_leave_the_directory_are_refused() {
-        for name in ["", ".", "..", "../x", "a/b", "-rf", "a b", "é", &"x".repeat(65)] {
+        for name in [
+            "",
+            ".",
+            "..",
+            "../x",
+            "a/b",
+            "-rf",
+            "a b",
+            "é",
+            &"x".repeat(65),
+        ] {
             assert!(name.parse::<ContainerId>().is_err(), "{name}");
         }
     }

@@ -14,7 +14,9 @@ pub enum BadOption {
     #[error("`{0}` is not a size: write a number and K, M or G, such as 256M")]
     Size(String),
     /// Less memory than a guest can live in.
-    #[error("{0} bytes of memory are too few: at least {MINIMUM_MEMORY_MIB} MiB are needed (--memory 32M)")]
+    #[error(
+        "{0} bytes of memory are too few: at least {MINIMUM_MEMORY_MIB} MiB are needed (--memory 32M)"
+    )]
     TooLittleMemory(u64),
     /// Not a number of CPUs.
     #[error("`{0}` is not a number of CPUs between 0.01 and {MAXIMUM_VCPUS}")]
@@ -43,7 +45,9 @@ impl FromStr for Size {
 
     fn from_str(text: &str) -> Result<Self, BadOption> {
         let bad = || BadOption::Size(text.to_owned());
-        let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let digits = text
+            .find(|c: char| !c.is_ascii_digit())
+            .unwrap_or(text.len());
         let (number, unit) = text.split_at(digits);
         let factor: u64 = match unit.to_ascii_lowercase().as_str() {
             "" | "b" => 1,
@@ -117,7 +121,9 @@ impl FromStr for CpuLimit {
     fn from_str(text: &str) -> Result<Self, BadOption> {
         let bad = || BadOption::Cpus(text.to_owned());
         let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
-        let digits_only = |part: &str| !part.is_empty() && part.len() <= 9 && part.bytes().all(|b| b.is_ascii_digit());
+        let digits_only = |part: &str| {
+            !part.is_empty() && part.len() <= 9 && part.bytes().all(|b| b.is_ascii_digit())
+        };
         if !digits_only(whole) || !digits_only(fraction) {
             return Err(bad());
         }
@@ -208,7 +214,14 @@ mod tests {
         assert_eq!("256M".parse::<Size>().unwrap().0, 256 << 20);
         assert_eq!("1gib".parse::<Size>().unwrap().0, 1 << 30);
         assert_eq!("4096".parse::<Size>().unwrap().0, 4096);
-        for text in ["", "M", "-1M", "1.5G", "99999999999999999999", "18446744073709551615K"] {
+        for text in [
+            "",
+            "M",
+            "-1M",
+            "1.5G",
+            "99999999999999999999",
+            "18446744073709551615K",
+        ] {
             assert!(text.parse::<Size>().is_err(), "{text}");
         }
     }
@@ -236,7 +249,16 @@ mod tests {
         assert_eq!(volume.source, PathBuf::from("data"));
         assert_eq!(volume.destination, PathBuf::from("/srv"));
         assert!(volume.read_only);
-        for text in ["", "/a", "/a:b", ":/b", "/a:/b:rx", "/a:/", "/a:/../b", "/a:/b:ro:x"] {
+        for text in [
+            "",
+            "/a",
+            "/a:b",
+            ":/b",
+            "/a:/b:rx",
+            "/a:/",
+            "/a:/../b",
+            "/a:/b:ro:x",
+        ] {
             assert!(text.parse::<Volume>().is_err(), "{text}");
         }
     }

@@ -79,14 +79,24 @@ impl Pod {
         timing: &Arc<Timing>,
     ) -> Result<Self, PodError> {
         let listener = dir.vsock_port(vmbox_protocol::AGENT_PORT);
-        let greeter = Greeter::listen(&listener).map_err(|error| PodError::Host("listen for the agent", error))?;
+        let greeter = Greeter::listen(&listener)
+            .map_err(|error| PodError::Host("listen for the agent", error))?;
         let monitor = Monitor::launch(vmm, config, &dir.monitor_log(), timing)?;
         // If it is gone already, there is nothing to undo.
         if let Some(start_ticks) = start_ticks(monitor.pid()) {
-            let record = Record::Monitor { pid: monitor.pid(), start_ticks };
-            journal.record(&record).map_err(|error| PodError::Host("write the journal", error))?;
+            let record = Record::Monitor {
+                pid: monitor.pid(),
+                start_ticks,
+            };
+            journal
+                .record(&record)
+                .map_err(|error| PodError::Host("write the journal", error))?;
         }
-        Ok(Self { dir: dir.clone(), monitor, greeter: Some(greeter) })
+        Ok(Self {
+            dir: dir.clone(),
+            monitor,
+            greeter: Some(greeter),
+        })
     }
 
     /// Waits for the agent and sets the guest up.
@@ -116,15 +126,25 @@ impl Pod {
         let relay = guest::serve_relay(&self.dir.agent(), agent.client())
             .await
             .map_err(|error| PodError::Host("serve the pod's relay", error))?;
-        Ok(Ready { agent, _relay: relay })
+        Ok(Ready {
+            agent,
+            _relay: relay,
+        })
     }
 
     /// Runs a container in it.
     ///
     /// # Errors
     /// It could not run, or the VM ended.
-    pub async fn run(&self, ready: &Ready, launch: &Launch<'_>, signals: &mut Signals) -> Result<Exit, PodError> {
-        let exit = container::run(&ready.agent, launch, signals).await.map_err(PodError::from);
+    pub async fn run(
+        &self,
+        ready: &Ready,
+        launch: &Launch<'_>,
+        signals: &mut Signals,
+    ) -> Result<Exit, PodError> {
+        let exit = container::run(&ready.agent, launch, signals)
+            .await
+            .map_err(PodError::from);
         self.explained(exit).await
     }
 
@@ -193,18 +213,40 @@ fn describe(end: &End) -> String {
     format!("{} | guest: {}", end.message, telling.join(" | "))
 }
 
-const TELLING: &[&str] = &["panic", "bug:", "oops", "out of memory", "vmbox-agent", "unable to", "fatal", "error"];
+const TELLING: &[&str] = &[
+    "panic",
+    "bug:",
+    "oops",
+    "out of memory",
+    "vmbox-agent",
+    "unable to",
+    "fatal",
+    "error",
+];
 const NOISE: &[&str] = &["---[ end", "rebooting in", "kernel offset"];
 
 fn telling_lines(log: &[String]) -> Vec<&str> {
     let is_telling = |line: &str| {
         let line = line.to_ascii_lowercase();
-        TELLING.iter().any(|word| line.contains(word)) && !NOISE.iter().any(|word| line.contains(word))
+        TELLING.iter().any(|word| line.contains(word))
+            && !NOISE.iter().any(|word| line.contains(word))
     };
-    let mut lines: Vec<&str> = log.iter().map(|line| line.trim()).filter(|line| is_telling(line)).collect();
+    let mut lines: Vec<&str> = log
+        .iter()
+        .map(|line| without_level(line.trim()))
+        .filter(|line| is_telling(line))
+        .collect();
     let surplus = lines.len().saturating_sub(3);
     lines.drain(..surplus);
     lines
+}
+
+/// Kernel log lines begin with their level: `<0>`.
+fn without_level(line: &str) -> &str {
+    match line.split_once('>') {
+        Some((level, rest)) if level.starts_with('<') && level.len() <= 4 => rest,
+        _ => line,
+    }
 }
 
 #[cfg(test)]
@@ -213,8 +255,16 @@ mod tests {
 
     #[test]
     fn of_the_guests_log_only_what_tells_something_is_shown() {
-        let log = ["[ 1.0] virtio_blk virtio2: 1/0/0 queues", "[ 2.0] Kernel panic - not syncing: Attempted to kill init!", "[ 2.0] ---[ end Kernel panic"];
-        let end = End { reason: None, message: "the guest kernel panicked".into(), guest_log: log.map(Into::into).to_vec() };
+        let log = [
+            "[ 1.0] virtio_blk virtio2: 1/0/0 queues",
+            "<0>[ 2.0] Kernel panic - not syncing: Attempted to kill init!",
+            "[ 2.0] ---[ end Kernel panic",
+        ];
+        let end = End {
+            reason: None,
+            message: "the guest kernel panicked".into(),
+            guest_log: log.map(Into::into).to_vec(),
+        };
         assert_eq!(
             describe(&end),
             "the guest kernel panicked | guest: [ 2.0] Kernel panic - not syncing: Attempted to kill init!"

@@ -101,7 +101,10 @@ impl PodDir {
     /// Among others, `AlreadyExists`: the name is taken.
     pub fn create(&self) -> io::Result<()> {
         if let Some(run) = self.0.parent() {
-            fs::DirBuilder::new().recursive(true).mode(0o711).create(run)?;
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o711)
+                .create(run)?;
         }
         fs::DirBuilder::new().mode(0o700).create(&self.0)
     }
@@ -115,7 +118,8 @@ impl PodDir {
 pub fn enter_private_namespace() -> Result<(), PlaceError> {
     let failed = |error: rustix::io::Errno| PlaceError::Namespace("make", error.into());
     // SAFETY: NEWNS only changes what paths this process sees; it has one thread and no file descriptor table to share.
-    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) }.map_err(failed)?;
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) }
+        .map_err(failed)?;
     let propagation = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
     rustix::mount::mount_change("/", propagation).map_err(failed)
 }
@@ -136,8 +140,11 @@ pub fn enter_namespace_of(pid: u32) -> Result<(), PlaceError> {
 /// Not privileged.
 pub fn enter_namespace(namespace: &fs::File) -> Result<(), PlaceError> {
     use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-    move_into_link_name_space(std::os::fd::AsFd::as_fd(namespace), Some(LinkNameSpaceType::Mount))
-        .map_err(|error| PlaceError::Namespace("enter", error.into()))
+    move_into_link_name_space(
+        std::os::fd::AsFd::as_fd(namespace),
+        Some(LinkNameSpaceType::Mount),
+    )
+    .map_err(|error| PlaceError::Namespace("enter", error.into()))
 }
 
 /// Makes a directory and its parents, mode 0755.
@@ -145,7 +152,10 @@ pub fn enter_namespace(namespace: &fs::File) -> Result<(), PlaceError> {
 /// # Errors
 /// As the file system says.
 pub fn make_dir(path: &Path) -> Result<(), PlaceError> {
-    fs::create_dir_all(path).map_err(|source| PlaceError::Make { path: path.to_owned(), source })
+    fs::create_dir_all(path).map_err(|source| PlaceError::Make {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// Bind-mounts one source into the share at `share`, read-only if asked. The mount point is made first: a directory
@@ -155,7 +165,8 @@ pub fn make_dir(path: &Path) -> Result<(), PlaceError> {
 /// The source is missing, or the kernel refuses.
 pub fn bind(share: &Path, bind: &HostBind) -> Result<(), PlaceError> {
     let target = share.join(&bind.target);
-    let metadata = fs::metadata(&bind.source).map_err(|_| PlaceError::NoSource(bind.source.clone()))?;
+    let metadata =
+        fs::metadata(&bind.source).map_err(|_| PlaceError::NoSource(bind.source.clone()))?;
     if metadata.is_dir() {
         make_dir(&target)?;
     } else {
@@ -188,7 +199,8 @@ const NO_DATA: &CStr = c"";
 pub fn write_etc_files(share: &Path, id: &ContainerId, hostname: &str) -> Result<(), PlaceError> {
     let files = share.join(id.as_str()).join("files");
     make_dir(&files)?;
-    let hosts = format!("127.0.0.1\tlocalhost {hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\n");
+    let hosts =
+        format!("127.0.0.1\tlocalhost {hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\n");
     // The guest has no network yet; the host's resolvers are what it will be given.
     let resolv_conf = fs::read("/etc/resolv.conf").unwrap_or_default();
     for name in ETC_FILES {
@@ -211,7 +223,10 @@ fn write_file(path: &Path, content: &[u8]) -> Result<(), PlaceError> {
             .open(path)?;
         io::Write::write_all(&mut file, content)
     };
-    write().map_err(|source| PlaceError::Make { path: path.to_owned(), source })
+    write().map_err(|source| PlaceError::Make {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// Unmounts everything below `dir` that this mount namespace shows, innermost first.
@@ -238,13 +253,18 @@ pub fn mounts_below(dir: &Path) -> io::Result<Vec<PathBuf>> {
 
 /// The fifth field of each line, with `\040` and the like decoded (proc_pid_mountinfo(5)).
 fn mount_points(table: &str) -> impl Iterator<Item = PathBuf> + '_ {
-    table.lines().filter_map(|line| line.split(' ').nth(4)).map(|field| {
-        let text = ["\\040= ", "\\011=\t", "\\012=\n", "\\134=\\"]
-            .iter()
-            .filter_map(|pair| pair.split_once('='))
-            .fold(field.to_owned(), |text, (code, plain)| text.replace(code, plain));
-        PathBuf::from(text)
-    })
+    table
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .map(|field| {
+            let text = ["\\040= ", "\\011=\t", "\\012=\n", "\\134=\\"]
+                .iter()
+                .filter_map(|pair| pair.split_once('='))
+                .fold(field.to_owned(), |text, (code, plain)| {
+                    text.replace(code, plain)
+                });
+            PathBuf::from(text)
+        })
 }
 
 #[cfg(test)]
@@ -253,7 +273,8 @@ mod tests {
 
     #[test]
     fn mount_points_are_decoded() {
-        let table = "22 1 0:20 / /proc rw - proc proc rw\n23 1 0:21 / /run/a\\040b rw - tmpfs tmpfs rw\n";
+        let table =
+            "22 1 0:20 / /proc rw - proc proc rw\n23 1 0:21 / /run/a\\040b rw - tmpfs tmpfs rw\n";
         let points: Vec<_> = mount_points(table).collect();
         assert_eq!(points, [Path::new("/proc"), Path::new("/run/a b")]);
     }
@@ -263,7 +284,10 @@ mod tests {
         let run = tempfile::tempdir().unwrap();
         let dir = PodDir::of(run.path(), &"a".parse().unwrap());
         dir.create().unwrap();
-        assert_eq!(dir.create().unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(
+            dir.create().unwrap_err().kind(),
+            io::ErrorKind::AlreadyExists
+        );
     }
 
     #[test]

@@ -6,7 +6,10 @@ use super::{
     ContainerId,
     spec::{ImageDefaults, ResolvedUser},
 };
-use crate::storage::{Image, ImageRef, RootFs, RootFsError, StorageError, Store, UserError, WritableLayer, resolve_user};
+use crate::storage::{
+    Image, ImageRef, RootFs, RootFsError, StorageError, Store, UserError, WritableLayer,
+    resolve_user,
+};
 
 /// Why a root file system could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -21,7 +24,9 @@ pub enum PrepareError {
     #[error(transparent)]
     User(#[from] UserError),
     /// A container of that name was run without `--rm`.
-    #[error("the name {0} is taken by a container that has ended: `vmbox rm {0}` removes what it wrote")]
+    #[error(
+        "the name {0} is taken by a container that has ended: `vmbox rm {0}` removes what it wrote"
+    )]
     NameTaken(ContainerId),
 }
 
@@ -64,7 +69,12 @@ impl Place {
 /// There is no such user or group.
 pub fn user(rootfs: &Path, name: &str) -> Result<ResolvedUser, PrepareError> {
     let user = resolve_user(rootfs, name)?;
-    Ok(ResolvedUser { uid: user.uid, gid: user.gid, additional_gids: user.additional_gids, home: Some(user.home) })
+    Ok(ResolvedUser {
+        uid: user.uid,
+        gid: user.gid,
+        additional_gids: user.additional_gids,
+        home: Some(user.home),
+    })
 }
 
 /// Removes a container's writable layer.

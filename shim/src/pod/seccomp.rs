@@ -5,14 +5,66 @@ use serde_json::{Value, json};
 
 /// Refused with EPERM, whatever the container's capabilities.
 const REFUSED: &[&str] = &[
-    "acct", "add_key", "bpf", "clock_adjtime", "clock_settime", "create_module", "delete_module", "fanotify_init",
-    "finit_module", "fsconfig", "fsmount", "fsopen", "fspick", "get_kernel_syms", "get_mempolicy", "init_module",
-    "io_uring_enter", "io_uring_register", "io_uring_setup", "ioperm", "iopl", "kcmp", "kexec_file_load",
-    "kexec_load", "keyctl", "lookup_dcookie", "mbind", "mount", "mount_setattr", "move_mount", "move_pages",
-    "name_to_handle_at", "nfsservctl", "open_by_handle_at", "open_tree", "perf_event_open", "pivot_root",
-    "process_madvise", "query_module", "quotactl", "quotactl_fd", "reboot", "request_key", "set_mempolicy", "setns",
-    "settimeofday", "stime", "swapoff", "swapon", "sysfs", "syslog", "umount", "umount2", "unshare", "uselib",
-    "userfaultfd", "ustat", "vhangup", "vm86", "vm86old",
+    "acct",
+    "add_key",
+    "bpf",
+    "clock_adjtime",
+    "clock_settime",
+    "create_module",
+    "delete_module",
+    "fanotify_init",
+    "finit_module",
+    "fsconfig",
+    "fsmount",
+    "fsopen",
+    "fspick",
+    "get_kernel_syms",
+    "get_mempolicy",
+    "init_module",
+    "io_uring_enter",
+    "io_uring_register",
+    "io_uring_setup",
+    "ioperm",
+    "iopl",
+    "kcmp",
+    "kexec_file_load",
+    "kexec_load",
+    "keyctl",
+    "lookup_dcookie",
+    "mbind",
+    "mount",
+    "mount_setattr",
+    "move_mount",
+    "move_pages",
+    "name_to_handle_at",
+    "nfsservctl",
+    "open_by_handle_at",
+    "open_tree",
+    "perf_event_open",
+    "pivot_root",
+    "process_madvise",
+    "query_module",
+    "quotactl",
+    "quotactl_fd",
+    "reboot",
+    "request_key",
+    "set_mempolicy",
+    "setns",
+    "settimeofday",
+    "stime",
+    "swapoff",
+    "swapon",
+    "sysfs",
+    "syslog",
+    "umount",
+    "umount2",
+    "unshare",
+    "uselib",
+    "userfaultfd",
+    "ustat",
+    "vhangup",
+    "vm86",
+    "vm86old",
 ];
 
 /// CLONE_NEWNS | NEWCGROUP | NEWUTS | NEWIPC | NEWUSER | NEWPID | NEWNET: new namespaces need CAP_SYS_ADMIN in Docker.
@@ -27,20 +79,47 @@ const UNLESS_CAPABLE: &[(&str, &[&str])] = &[
     (
         "CAP_SYS_ADMIN",
         &[
-            "bpf", "fanotify_init", "fsconfig", "fsmount", "fsopen", "fspick", "lookup_dcookie", "mount",
-            "mount_setattr", "move_mount", "open_tree", "perf_event_open", "quotactl", "quotactl_fd", "setns",
-            "syslog", "umount", "umount2", "unshare", "name_to_handle_at", "pivot_root",
+            "bpf",
+            "fanotify_init",
+            "fsconfig",
+            "fsmount",
+            "fsopen",
+            "fspick",
+            "lookup_dcookie",
+            "mount",
+            "mount_setattr",
+            "move_mount",
+            "open_tree",
+            "perf_event_open",
+            "quotactl",
+            "quotactl_fd",
+            "setns",
+            "syslog",
+            "umount",
+            "umount2",
+            "unshare",
+            "name_to_handle_at",
+            "pivot_root",
         ],
     ),
     ("CAP_DAC_READ_SEARCH", &["open_by_handle_at"]),
     ("CAP_SYS_BOOT", &["reboot"]),
-    ("CAP_SYS_MODULE", &["delete_module", "init_module", "finit_module"]),
+    (
+        "CAP_SYS_MODULE",
+        &["delete_module", "init_module", "finit_module"],
+    ),
     ("CAP_SYS_PACCT", &["acct"]),
     ("CAP_SYS_PTRACE", &["kcmp", "process_madvise"]),
     ("CAP_SYS_RAWIO", &["iopl", "ioperm"]),
-    ("CAP_SYS_TIME", &["settimeofday", "stime", "clock_settime", "clock_adjtime"]),
+    (
+        "CAP_SYS_TIME",
+        &["settimeofday", "stime", "clock_settime", "clock_adjtime"],
+    ),
     ("CAP_SYS_TTY_CONFIG", &["vhangup"]),
-    ("CAP_SYS_NICE", &["get_mempolicy", "mbind", "set_mempolicy", "move_pages"]),
+    (
+        "CAP_SYS_NICE",
+        &["get_mempolicy", "mbind", "set_mempolicy", "move_pages"],
+    ),
     ("CAP_SYSLOG", &["syslog"]),
 ];
 
@@ -52,7 +131,11 @@ pub fn default_profile(capabilities: &[String]) -> Value {
         .filter(|(capability, _)| has(capability))
         .flat_map(|(_, calls)| calls.iter().copied())
         .collect();
-    let refused: Vec<&str> = REFUSED.iter().copied().filter(|call| !freed.contains(call)).collect();
+    let refused: Vec<&str> = REFUSED
+        .iter()
+        .copied()
+        .filter(|call| !freed.contains(call))
+        .collect();
     let mut rules = vec![
         json!({"names": refused, "action": "SCMP_ACT_ERRNO", "errnoRet": EPERM}),
         json!({"names": ["socket"], "action": "SCMP_ACT_ERRNO", "errnoRet": EPERM,
@@ -70,7 +153,9 @@ pub fn default_profile(capabilities: &[String]) -> Value {
 }
 
 fn namespace_bits() -> impl Iterator<Item = u64> {
-    (0..64).map(|shift| 1u64 << shift).filter(|bit| NEW_NAMESPACES & bit != 0)
+    (0..64)
+        .map(|shift| 1u64 << shift)
+        .filter(|bit| NEW_NAMESPACES & bit != 0)
 }
 
 fn architectures() -> &'static [&'static str] {
@@ -91,7 +176,15 @@ mod tests {
     #[test]
     fn dangerous_calls_are_refused() {
         let calls = refused(&default_profile(&[]));
-        for call in ["mount", "bpf", "kexec_load", "init_module", "reboot", "open_by_handle_at", "unshare"] {
+        for call in [
+            "mount",
+            "bpf",
+            "kexec_load",
+            "init_module",
+            "reboot",
+            "open_by_handle_at",
+            "unshare",
+        ] {
             assert!(calls.iter().any(|refused| refused == call), "{call}");
         }
     }

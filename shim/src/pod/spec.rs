@@ -4,7 +4,9 @@ use oci_spec::runtime::Spec;
 use serde_json::{Value, json};
 
 use super::{
-    ContainerId, design,
+    ContainerId,
+    capabilities::{self, NoSuchCapability},
+    design,
     options::{CpuLimit, MemoryLimit, Volume},
     seccomp,
 };
@@ -77,8 +79,8 @@ pub enum SpecError {
     #[error("no command given, and the image has none")]
     NoCommand,
     /// Not a capability.
-    #[error("`{0}` is not a capability")]
-    Capability(String),
+    #[error(transparent)]
+    Capability(#[from] NoSuchCapability),
     /// Our own template and oci-spec disagree.
     #[error("the container's spec can't be made")]
     Template(#[source] serde_json::Error),
@@ -89,26 +91,29 @@ pub enum SpecError {
 
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Docker's default set.
-const DEFAULT_CAPABILITIES: &[&str] = &[
-    "CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "MKNOD", "NET_RAW", "SETGID", "SETUID", "SETFCAP", "SETPCAP",
-    "NET_BIND_SERVICE", "SYS_CHROOT", "KILL", "AUDIT_WRITE",
-];
-
-const OTHER_CAPABILITIES: &[&str] = &[
-    "AUDIT_CONTROL", "AUDIT_READ", "BLOCK_SUSPEND", "BPF", "CHECKPOINT_RESTORE", "DAC_READ_SEARCH", "IPC_LOCK",
-    "IPC_OWNER", "LEASE", "LINUX_IMMUTABLE", "MAC_ADMIN", "MAC_OVERRIDE", "NET_ADMIN", "NET_BROADCAST", "PERFMON",
-    "SYSLOG", "SYS_ADMIN", "SYS_BOOT", "SYS_MODULE", "SYS_NICE", "SYS_PACCT", "SYS_PTRACE", "SYS_RAWIO",
-    "SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "WAKE_ALARM",
-];
-
 const MASKED_PATHS: &[&str] = &[
-    "/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
-    "/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats", "/sys/devices/virtual/powercap",
-    "/sys/firmware", "/sys/fs/pstore",
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+    "/sys/fs/pstore",
 ];
 
-const READONLY_PATHS: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+const READONLY_PATHS: &[&str] = &[
+    "/proc/bus",
+    "/proc/fs",
+    "/proc/irq",
+    "/proc/sys",
+    "/proc/sysrq-trigger",
+];
 
 /// Makes the spec. Paths in it are the host's: [`design::for_guest`] comes after.
 ///
@@ -120,7 +125,7 @@ pub fn for_people(
     wishes: &Wishes,
     user: &ResolvedUser,
 ) -> Result<Spec, SpecError> {
-    let capabilities = capabilities(&wishes.cap_add, &wishes.cap_drop)?;
+    let capabilities = capabilities::held(&wishes.cap_add, &wishes.cap_drop)?;
     let working_dir = working_dir(image, wishes)?;
     // Docker drops the effective capabilities of users other than root; the bounding set stays.
     let held: &[String] = if user.uid == 0 { &capabilities } else { &[] };
@@ -169,7 +174,11 @@ fn command(image: &ImageDefaults, wishes: &Wishes) -> Result<Vec<String>, SpecEr
     } else if wishes.entrypoint.is_none() {
         words.extend_from_slice(&image.cmd);
     }
-    if words.is_empty() { Err(SpecError::NoCommand) } else { Ok(words) }
+    if words.is_empty() {
+        Err(SpecError::NoCommand)
+    } else {
+        Ok(words)
+    }
 }
 
 fn working_dir(image: &ImageDefaults, wishes: &Wishes) -> Result<String, SpecError> {
@@ -181,7 +190,12 @@ fn working_dir(image: &ImageDefaults, wishes: &Wishes) -> Result<String, SpecErr
     }
 }
 
-fn environment(id: &ContainerId, image: &ImageDefaults, wishes: &Wishes, user: &ResolvedUser) -> Vec<String> {
+fn environment(
+    id: &ContainerId,
+    image: &ImageDefaults,
+    wishes: &Wishes,
+    user: &ResolvedUser,
+) -> Vec<String> {
     let home = user.home.clone().unwrap_or_else(|| "/".to_owned());
     let mut variables = vec![
         DEFAULT_PATH.to_owned(),
@@ -199,65 +213,50 @@ fn environment(id: &ContainerId, image: &ImageDefaults, wishes: &Wishes, user: &
     variables
 }
 
-fn capabilities(add: &[String], drop: &[String]) -> Result<Vec<String>, SpecError> {
-    let mut held: Vec<&str> = DEFAULT_CAPABILITIES.to_vec();
-    for name in add {
-        match known_capability(name)? {
-            None => held = DEFAULT_CAPABILITIES.iter().chain(OTHER_CAPABILITIES).copied().collect(),
-            Some(capability) if held.contains(&capability) => {}
-            Some(capability) => held.push(capability),
-        }
-    }
-    for name in drop {
-        match known_capability(name)? {
-            // As Docker does: `--cap-drop ALL --cap-add X` leaves X.
-            None => held = explicitly_added(add)?,
-            Some(capability) => held.retain(|existing| *existing != capability),
-        }
-    }
-    Ok(held.iter().map(|name| format!("CAP_{name}")).collect())
-}
-
-fn explicitly_added(add: &[String]) -> Result<Vec<&'static str>, SpecError> {
-    add.iter().filter_map(|name| known_capability(name).transpose()).collect()
-}
-
-/// `None` is ALL.
-fn known_capability(name: &str) -> Result<Option<&'static str>, SpecError> {
-    let upper = name.to_ascii_uppercase();
-    let short = upper.strip_prefix("CAP_").unwrap_or(&upper);
-    if short == "ALL" {
-        return Ok(None);
-    }
-    DEFAULT_CAPABILITIES
-        .iter()
-        .chain(OTHER_CAPABILITIES)
-        .copied()
-        .find(|known| *known == short)
-        .map(Some)
-        .ok_or_else(|| SpecError::Capability(name.to_owned()))
-}
-
 fn mounts(id: &ContainerId, volumes: &[Volume]) -> Vec<Value> {
     let mount = |destination: &str, kind: &str, options: &[&str]| json!({"destination": destination, "type": kind, "source": kind, "options": options});
     let mut mounts = vec![
         mount("/proc", "proc", &["nosuid", "noexec", "nodev"]),
-        mount("/dev", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
-        mount("/dev/pts", "devpts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
+        mount(
+            "/dev",
+            "tmpfs",
+            &["nosuid", "strictatime", "mode=755", "size=65536k"],
+        ),
+        mount(
+            "/dev/pts",
+            "devpts",
+            &[
+                "nosuid",
+                "noexec",
+                "newinstance",
+                "ptmxmode=0666",
+                "mode=0620",
+                "gid=5",
+            ],
+        ),
         mount("/sys", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
-        mount("/sys/fs/cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"]),
+        mount(
+            "/sys/fs/cgroup",
+            "cgroup",
+            &["nosuid", "noexec", "nodev", "relatime", "ro"],
+        ),
         mount("/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
     ];
-    mounts.push(json!({"destination": "/dev/shm", "type": "tmpfs", "source": "shm",
-                       "options": ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]}));
+    mounts.push(
+        json!({"destination": "/dev/shm", "type": "tmpfs", "source": "shm",
+                       "options": ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]}),
+    );
     for name in crate::pod::place::ETC_FILES {
-        let source = design::guest_path(&std::path::Path::new(id.as_str()).join("files").join(name));
+        let source =
+            design::guest_path(&std::path::Path::new(id.as_str()).join("files").join(name));
         mounts.push(json!({"destination": format!("/etc/{name}"), "type": "bind", "source": source, "options": ["bind"]}));
     }
     for volume in volumes {
         let mode = if volume.read_only { "ro" } else { "rw" };
-        mounts.push(json!({"destination": volume.destination, "type": "bind", "source": volume.source,
-                           "options": ["rbind", mode]}));
+        mounts.push(
+            json!({"destination": volume.destination, "type": "bind", "source": volume.source,
+                           "options": ["rbind", mode]}),
+        );
     }
     mounts
 }
@@ -327,9 +326,21 @@ mod tests {
     #[test]
     fn commands_are_put_together_as_docker_does() {
         assert_eq!(args(Wishes::default()), ["/init", "serve"]);
-        assert_eq!(args(Wishes { command: words(&["x"]), ..Default::default() }), ["/init", "x"]);
+        assert_eq!(
+            args(Wishes {
+                command: words(&["x"]),
+                ..Default::default()
+            }),
+            ["/init", "x"]
+        );
         let entrypoint = Some("/bin/sh".to_owned());
-        assert_eq!(args(Wishes { entrypoint, ..Default::default() }), ["/bin/sh"]);
+        assert_eq!(
+            args(Wishes {
+                entrypoint,
+                ..Default::default()
+            }),
+            ["/bin/sh"]
+        );
     }
 
     #[test]
@@ -340,19 +351,12 @@ mod tests {
 
     #[test]
     fn the_users_environment_wins() {
-        let wishes = Wishes { env: words(&["A=2"]), ..Default::default() };
+        let wishes = Wishes {
+            env: words(&["A=2"]),
+            ..Default::default()
+        };
         let variables = environment(&id(), &image(), &wishes, &ResolvedUser::default());
         assert_eq!(variables, ["HOSTNAME=web", "HOME=/", "PATH=/bin", "A=2"]);
-    }
-
-    #[test]
-    fn capabilities_are_added_and_dropped() {
-        let default = capabilities(&[], &[]).unwrap();
-        assert_eq!(default.len(), 14);
-        assert!(!default.contains(&"CAP_SYS_ADMIN".to_owned()));
-        assert!(capabilities(&words(&["cap_net_admin"]), &[]).unwrap().contains(&"CAP_NET_ADMIN".to_owned()));
-        assert_eq!(capabilities(&words(&["KILL"]), &words(&["all"])).unwrap(), ["CAP_KILL"]);
-        assert!(capabilities(&words(&["ROOT"]), &[]).is_err());
     }
 
     #[test]
@@ -377,7 +381,11 @@ mod tests {
 
     #[test]
     fn other_users_hold_no_capabilities() {
-        let user = ResolvedUser { uid: 1000, gid: 1000, ..Default::default() };
+        let user = ResolvedUser {
+            uid: 1000,
+            gid: 1000,
+            ..Default::default()
+        };
         let spec = for_people(&id(), &image(), &Wishes::default(), &user).unwrap();
         let process = spec.process().as_ref().unwrap();
         let held = process.capabilities().as_ref().unwrap().effective().clone();

@@ -66,7 +66,8 @@ fn send(source: impl AsFd, reader: &mut impl Read, mut socket: &UnixStream) -> i
         match reader.read(&mut buffer) {
             Ok(0) => return Ok(()),
             Ok(count) => socket.write_all(&buffer[..count])?,
-            Err(error) if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock) => {}
+            Err(error)
+                if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock) => {}
             // A terminal that was hung up.
             Err(error) if error.raw_os_error() == Some(Errno::IO.raw_os_error()) => return Ok(()),
             Err(error) => return Err(error),
@@ -76,7 +77,10 @@ fn send(source: impl AsFd, reader: &mut impl Read, mut socket: &UnixStream) -> i
 
 /// `false`: the container no longer listens.
 fn wait_for_input(source: &impl AsFd, socket: &UnixStream) -> io::Result<bool> {
-    let mut fds = [PollFd::new(source, PollFlags::IN), PollFd::new(socket, PollFlags::empty())];
+    let mut fds = [
+        PollFd::new(source, PollFlags::IN),
+        PollFd::new(socket, PollFlags::empty()),
+    ];
     loop {
         match rustix::event::poll(&mut fds, None) {
             Ok(_) => {}
@@ -95,7 +99,11 @@ fn wait_for_input(source: &impl AsFd, socket: &UnixStream) -> io::Result<bool> {
 /// Copies one of the container's output streams to `sink` until it ends; `first` is called when bytes came for the
 /// first time. If nobody reads `sink` any more, the connection is closed, so that the container's writer gets EPIPE as
 /// it would without us.
-pub fn receive(mut socket: &UnixStream, sink: &mut impl Write, first: impl FnOnce()) -> io::Result<()> {
+pub fn receive(
+    mut socket: &UnixStream,
+    sink: &mut impl Write,
+    first: impl FnOnce(),
+) -> io::Result<()> {
     let mut buffer = vec![0; BUFFER];
     let mut first = Some(first);
     loop {

@@ -5,4 +5,4 @@ mod stream;
 mod terminal;
 
 pub use stream::{Direction, Stream};
-pub use terminal::{RawMode, restore_on_loss, save, size_of, Saved};
+pub use terminal::{RawMode, Saved, restore_on_loss, save, size_of};

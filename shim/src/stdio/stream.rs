@@ -1,13 +1,6 @@
 //! One stream of a container: a port that the agent dials, then a thread that copies.
 
-use std::{
-    fs, io,
-    os::unix::net::UnixStream,
-    path::PathBuf,
-    sync::Arc,
-    thread,
-    time::Duration,
-};
+use std::{fs, io, os::unix::net::UnixStream, path::PathBuf, sync::Arc, thread, time::Duration};
 
 use tokio::{net::UnixListener, sync::oneshot, task::JoinHandle};
 use vmbox_protocol::FIRST_STREAM_PORT;
@@ -56,7 +49,11 @@ impl Stream {
             socket.set_nonblocking(false)?;
             spawn_copy(socket, direction, timing)
         });
-        Ok(Self { port, path, copying })
+        Ok(Self {
+            port,
+            path,
+            copying,
+        })
     }
 
     /// The vsock port.
@@ -88,7 +85,8 @@ fn bind_free_port(dir: &PodDir) -> io::Result<(u32, PathBuf, UnixListener)> {
         let mut random = [0; 4];
         fill_random(&mut random);
         // The upper half belongs to the guest's own ephemeral ports.
-        let port = FIRST_STREAM_PORT + u32::from_le_bytes(random) % (0x7fff_ffff - FIRST_STREAM_PORT);
+        let port =
+            FIRST_STREAM_PORT + u32::from_le_bytes(random) % (0x7fff_ffff - FIRST_STREAM_PORT);
         let path = dir.vsock_port(port);
         match UnixListener::bind(&path) {
             Ok(listener) => return Ok((port, path, listener)),
@@ -98,22 +96,37 @@ fn bind_free_port(dir: &PodDir) -> io::Result<(u32, PathBuf, UnixListener)> {
     }
 }
 
-fn spawn_copy(socket: UnixStream, direction: Direction, timing: Arc<Timing>) -> io::Result<oneshot::Receiver<()>> {
+fn spawn_copy(
+    socket: UnixStream,
+    direction: Direction,
+    timing: Arc<Timing>,
+) -> io::Result<oneshot::Receiver<()>> {
     let (done, finished) = oneshot::channel();
-    thread::Builder::new().name(format!("{direction:?}").to_lowercase()).stack_size(128 << 10).spawn(move || {
-        let first = || timing.mark("first byte");
-        let result = match direction {
-            Direction::Stdin => copy::send_stdin(&socket),
-            Direction::Stdout => copy::receive(&socket, &mut copy::Descriptor(rustix::stdio::stdout()), first),
-            Direction::Stderr => copy::receive(&socket, &mut copy::Descriptor(rustix::stdio::stderr()), || ()),
-        };
-        if let Err(error) = result {
-            // EPIPE: whoever read us has left, as `head` does.
-            tracing::debug!(%error, ?direction, "a stream ended early");
-        }
-        drop(socket);
-        let _ = done.send(());
-    })?;
+    thread::Builder::new()
+        .name(format!("{direction:?}").to_lowercase())
+        .stack_size(128 << 10)
+        .spawn(move || {
+            let first = || timing.mark("first byte");
+            let result = match direction {
+                Direction::Stdin => copy::send_stdin(&socket),
+                Direction::Stdout => copy::receive(
+                    &socket,
+                    &mut copy::Descriptor(rustix::stdio::stdout()),
+                    first,
+                ),
+                Direction::Stderr => copy::receive(
+                    &socket,
+                    &mut copy::Descriptor(rustix::stdio::stderr()),
+                    || (),
+                ),
+            };
+            if let Err(error) = result {
+                // EPIPE: whoever read us has left, as `head` does.
+                tracing::debug!(%error, ?direction, "a stream ended early");
+            }
+            drop(socket);
+            let _ = done.send(());
+        })?;
     Ok(finished)
 }
 

@@ -56,10 +56,14 @@ fn restore() {
 
 /// Columns and rows of the first of `fds` that is a terminal.
 pub fn size_of() -> Option<(u32, u32)> {
-    [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()]
-        .iter()
-        .find_map(|fd| rustix::termios::tcgetwinsize(fd).ok())
-        .map(|size| (size.ws_col.into(), size.ws_row.into()))
+    [
+        rustix::stdio::stdin(),
+        rustix::stdio::stdout(),
+        rustix::stdio::stderr(),
+    ]
+    .iter()
+    .find_map(|fd| rustix::termios::tcgetwinsize(fd).ok())
+    .map(|size| (size.ws_col.into(), size.ws_row.into()))
 }
 
 /// A terminal of another process, as it was.

@@ -22,7 +22,9 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Verb {
     /// Run a container in a microVM of its own
-    #[command(override_usage = "vmbox run [OPTIONS] IMAGE [COMMAND]...\n       vmbox run [--bundle DIR] ID")]
+    #[command(
+        override_usage = "vmbox run [OPTIONS] IMAGE [COMMAND]...\n       vmbox run [--bundle DIR] ID"
+    )]
     Run(Box<RunArgs>),
     /// Tell whether this machine can run guests and, if not, why and what to do
     Check,
@@ -145,16 +147,21 @@ pub enum Form {
 /// What a command line that can't be used should say: clap's text in one line.
 pub fn complaint(error: &clap::Error) -> String {
     let text = error.to_string();
-    let first: Vec<&str> = text.lines().map(str::trim).take_while(|line| !line.is_empty()).collect();
+    let first: Vec<&str> = text
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.is_empty())
+        .collect();
     first.join(" ").trim_start_matches("error: ").to_owned()
 }
 
 impl RunArgs {
     /// Which of the two: a bundle if one is named, or if a lone word that is no image stands where a `config.json` is.
     pub fn form(&self, is_file: impl Fn(&str) -> bool) -> Form {
-        let names_an_image =
-            ["oci:", "dir:", "docker-archive:", "oci-archive:"].iter().any(|scheme| self.image.starts_with(scheme))
-                || is_file(&self.image);
+        let names_an_image = ["oci:", "dir:", "docker-archive:", "oci-archive:"]
+            .iter()
+            .any(|scheme| self.image.starts_with(scheme))
+            || is_file(&self.image);
         if self.bundle.is_some() {
             Form::Bundle
         } else if names_an_image || !self.command.is_empty() || !is_file("config.json") {
@@ -179,7 +186,9 @@ mod tests {
 
     #[test]
     fn the_commands_flags_are_the_commands() {
-        let run = parse(&["-it", "--rm", "-e", "A=1", "oci:x", "sh", "-c", "exit 3", "--rm"]);
+        let run = parse(&[
+            "-it", "--rm", "-e", "A=1", "oci:x", "sh", "-c", "exit 3", "--rm",
+        ]);
         assert!(run.interactive && run.tty && run.rm);
         assert_eq!(run.image, "oci:x");
         assert_eq!(run.command, ["sh", "-c", "exit 3", "--rm"]);
@@ -188,7 +197,10 @@ mod tests {
     #[test]
     fn forms_are_told_apart() {
         let bundle_here = |name: &str| name == "config.json";
-        assert_eq!(parse(&["--bundle", "b", "web"]).form(|_| false), Form::Bundle);
+        assert_eq!(
+            parse(&["--bundle", "b", "web"]).form(|_| false),
+            Form::Bundle
+        );
         assert_eq!(parse(&["web"]).form(bundle_here), Form::Bundle);
         assert_eq!(parse(&["web"]).form(|_| false), Form::Image);
         assert_eq!(parse(&["dir:x"]).form(bundle_here), Form::Image);
@@ -200,7 +212,10 @@ mod tests {
     fn complaints_are_one_line_with_the_reason() {
         let error = Cli::try_parse_from(["vmbox", "run", "--memory", "1M", "x"]).unwrap_err();
         let text = complaint(&error);
-        assert!(text.contains("--memory") && text.contains("32 MiB"), "{text}");
+        assert!(
+            text.contains("--memory") && text.contains("32 MiB"),
+            "{text}"
+        );
         assert!(!text.contains('\n'));
         let error = Cli::try_parse_from(["vmbox", "run", "--nonsense"]).unwrap_err();
         assert!(complaint(&error).contains("--nonsense"));

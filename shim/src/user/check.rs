@@ -21,9 +21,23 @@ pub fn check() -> u8 {
     let assets = Assets::find(&Overrides::default());
     let vmm = assets.as_ref().ok().map(|assets| assets.vmm.clone());
     let files = assets
-        .map(|assets| format!("files: {}, {}", assets.kernel.display(), assets.image.display()))
+        .map(|assets| {
+            format!(
+                "files: {}, {}",
+                assets.kernel.display(),
+                assets.image.display()
+            )
+        })
         .map_err(|error| format!("files: {}", one_line(&error)));
-    let findings = [root(), files, kvm(vmm.as_deref()), overlayfs(), cgroup(), directory("pods", &run_dir()), directory("images", &store_dir())];
+    let findings = [
+        root(),
+        files,
+        kvm(vmm.as_deref()),
+        overlayfs(),
+        cgroup(),
+        directory("pods", &run_dir()),
+        directory("images", &store_dir()),
+    ];
     let mut code = 0;
     for finding in findings {
         match finding {
@@ -54,7 +68,9 @@ fn kvm(vmm: Option<&Path>) -> Finding {
     let Some(vmm) = vmm else {
         return Err("kvm: not tried, because a file is missing".into());
     };
-    probe(vmm).map(|()| "kvm: a probe guest ran".into()).map_err(|reason| format!("kvm: {reason}"))
+    probe(vmm)
+        .map(|()| "kvm: a probe guest ran".into())
+        .map_err(|reason| format!("kvm: {reason}"))
 }
 
 fn probe(vmm: &Path) -> Result<(), String> {
@@ -77,11 +93,22 @@ fn probe(vmm: &Path) -> Result<(), String> {
         return Ok(());
     }
     let mut said = String::new();
-    for stream in [child.stdout.take().map(|s| Box::new(s) as Box<dyn Read>), child.stderr.take().map(|s| Box::new(s) as _)].into_iter().flatten() {
+    for stream in [
+        child.stdout.take().map(|s| Box::new(s) as Box<dyn Read>),
+        child.stderr.take().map(|s| Box::new(s) as _),
+    ]
+    .into_iter()
+    .flatten()
+    {
         // What can't be read can't be shown.
         let _ = stream.take(4096).read_to_string(&mut said);
     }
-    Err(said.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("the probe guest failed").to_owned())
+    Err(said
+        .lines()
+        .map(str::trim)
+        .find(|line| !line.is_empty())
+        .unwrap_or("the probe guest failed")
+        .to_owned())
 }
 
 /// `false`: it still runs at the deadline.
@@ -93,15 +120,25 @@ fn wait_for(child: &std::process::Child) -> bool {
     let Ok(pidfd) = pidfd_open(Pid::from_child(child), PidfdFlags::empty()) else {
         return true;
     };
-    let timeout = Timespec { tv_sec: PROBE.as_secs().cast_signed(), tv_nsec: 0 };
+    let timeout = Timespec {
+        tv_sec: PROBE.as_secs().cast_signed(),
+        tv_nsec: 0,
+    };
     let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
     !matches!(rustix::event::poll(&mut fds, Some(&timeout)), Ok(0))
 }
 
 fn overlayfs() -> Finding {
     let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
-    let built_in = known.lines().any(|line| line.split_whitespace().last() == Some("overlay"));
-    let loadable = || Command::new("modprobe").args(["-n", "-q", "overlay"]).status().is_ok_and(|status| status.success());
+    let built_in = known
+        .lines()
+        .any(|line| line.split_whitespace().last() == Some("overlay"));
+    let loadable = || {
+        Command::new("modprobe")
+            .args(["-n", "-q", "overlay"])
+            .status()
+            .is_ok_and(|status| status.success())
+    };
     if built_in || loadable() {
         Ok("overlayfs: there".into())
     } else {

@@ -31,7 +31,9 @@ pub fn gc() -> u8 {
 /// Removes the writable layer that a container without `--rm` has left.
 pub fn rm(name: &ContainerId) -> u8 {
     if PodDir::of(&run_dir(), name).path().exists() {
-        complain(&format!("{name} is running (or crashed: then `vmbox gc` first)"));
+        complain(&format!(
+            "{name} is running (or crashed: then `vmbox gc` first)"
+        ));
         return 1;
     }
     match rootfs::remove_layer(&store_dir(), name.as_str()) {

@@ -56,7 +56,9 @@ pub(crate) fn store_dir() -> PathBuf {
 }
 
 fn absolute_from_environment(variable: &str, otherwise: &str) -> PathBuf {
-    let named = std::env::var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let named = std::env::var_os(variable)
+        .filter(|value| !value.is_empty())
+        .map(PathBuf::from);
     let path = named.unwrap_or_else(|| PathBuf::from(otherwise));
     std::path::absolute(&path).unwrap_or(path)
 }

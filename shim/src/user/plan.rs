@@ -72,9 +72,17 @@ pub enum PlanError {
 #[derive(Debug)]
 pub enum Source {
     /// A bundle: its spec, its directory, its root file system.
-    Bundle { spec: Box<Spec>, dir: PathBuf, rootfs: PathBuf },
+    Bundle {
+        spec: Box<Spec>,
+        dir: PathBuf,
+        rootfs: PathBuf,
+    },
     /// An image with a person's wishes.
-    Image { image: ImageRef, wishes: Box<Wishes>, user: Option<String> },
+    Image {
+        image: ImageRef,
+        wishes: Box<Wishes>,
+        user: Option<String>,
+    },
 }
 
 /// Everything a run needs to know.
@@ -99,10 +107,17 @@ pub struct Plan {
 /// # Errors
 /// The first thing that is wrong.
 pub fn plan(args: RunArgs, form: Form, stdin_is_terminal: bool) -> Result<Plan, PlanError> {
-    if args.pod.is_some() && !(args.disks.is_empty() && args.dax_window.is_none() && args.kernel.is_none()) {
-        return Err(PlanError::Misplaced("--disk, --dax-window and --kernel belong to the container that starts the pod"));
+    if args.pod.is_some()
+        && !(args.disks.is_empty() && args.dax_window.is_none() && args.kernel.is_none())
+    {
+        return Err(PlanError::Misplaced(
+            "--disk, --dax-window and --kernel belong to the container that starts the pod",
+        ));
     }
-    let assets = Assets::find(&Overrides { kernel: args.kernel.clone(), image: args.initrd.clone() })?;
+    let assets = Assets::find(&Overrides {
+        kernel: args.kernel.clone(),
+        image: args.initrd.clone(),
+    })?;
     match form {
         Form::Bundle => plan_bundle(&args, assets),
         Form::Image => plan_image(args, assets, stdin_is_terminal),
@@ -111,7 +126,9 @@ pub fn plan(args: RunArgs, form: Form, stdin_is_terminal: bool) -> Result<Plan, 
 
 fn plan_bundle(args: &RunArgs, assets: Assets) -> Result<Plan, PlanError> {
     if !args.command.is_empty() {
-        return Err(PlanError::Misplaced("a bundle has its command in config.json"));
+        return Err(PlanError::Misplaced(
+            "a bundle has its command in config.json",
+        ));
     }
     let id: ContainerId = args.image.parse()?;
     let dir = absolute(args.bundle.as_deref().unwrap_or(Path::new(".")));
@@ -127,15 +144,26 @@ fn plan_bundle(args: &RunArgs, assets: Assets) -> Result<Plan, PlanError> {
         must_exist(&bind.source)?;
     }
     let (memory, cpus) = design::limits(&spec)?;
-    let terminal = spec.process().as_ref().and_then(|process| process.terminal()).unwrap_or(false);
+    let terminal = spec
+        .process()
+        .as_ref()
+        .and_then(|process| process.terminal())
+        .unwrap_or(false);
     Ok(Plan {
         hostname: spec.hostname().clone().unwrap_or_else(|| id.to_string()),
-        source: Source::Bundle { spec: Box::new(spec), dir, rootfs },
+        source: Source::Bundle {
+            spec: Box::new(spec),
+            dir,
+            rootfs,
+        },
         shape: design::shape(memory, cpus)?,
         assets,
         disks: absolute_disks(&args.disks)?,
         dax_window_mib: dax_window_mib(args),
-        attachment: Attachment { stdin: true, terminal },
+        attachment: Attachment {
+            stdin: true,
+            terminal,
+        },
         pod: args.pod.clone(),
         keep: false,
         crash_on: args.debug_crash_agent_on,
@@ -159,7 +187,11 @@ fn plan_image(args: RunArgs, assets: Assets, stdin_is_terminal: bool) -> Result<
     let wishes = Wishes {
         command: args.command,
         entrypoint: args.entrypoint,
-        env: args.env.into_iter().filter_map(|variable| complete(variable, |key| std::env::var(key).ok())).collect(),
+        env: args
+            .env
+            .into_iter()
+            .filter_map(|variable| complete(variable, |key| std::env::var(key).ok()))
+            .collect(),
         working_dir: args.workdir,
         hostname: args.hostname,
         terminal: args.tty,
@@ -174,12 +206,19 @@ fn plan_image(args: RunArgs, assets: Assets, stdin_is_terminal: bool) -> Result<
     };
     Ok(Plan {
         hostname: crate::pod::spec::hostname(&id, &wishes),
-        source: Source::Image { image, wishes: Box::new(wishes), user: args.user },
+        source: Source::Image {
+            image,
+            wishes: Box::new(wishes),
+            user: args.user,
+        },
         shape: design::shape(args.memory, args.cpus)?,
         assets,
         disks,
         dax_window_mib,
-        attachment: Attachment { stdin: args.interactive, terminal: args.tty },
+        attachment: Attachment {
+            stdin: args.interactive,
+            terminal: args.tty,
+        },
         pod: args.pod,
         // Without a name nobody could find it again.
         keep: !args.rm && args.name.is_some(),
@@ -190,7 +229,10 @@ fn plan_image(args: RunArgs, assets: Assets, stdin_is_terminal: bool) -> Result<
 
 fn read_spec(dir: &Path) -> Result<Spec, PlanError> {
     let path = dir.join("config.json");
-    let text = fs::read(&path).map_err(|source| PlanError::Bundle { path: path.clone(), source })?;
+    let text = fs::read(&path).map_err(|source| PlanError::Bundle {
+        path: path.clone(),
+        source,
+    })?;
     let mut parser = serde_json::Deserializer::from_slice(&text);
     serde_path_to_error::deserialize(&mut parser).map_err(|error| PlanError::Config {
         path,
@@ -213,14 +255,21 @@ fn dax_window_mib(args: &RunArgs) -> u32 {
 }
 
 fn absolute_disks(disks: &[Disk]) -> Result<Vec<Disk>, PlanError> {
-    let absolute = |disk: &Disk| Disk { path: absolute(&disk.path), read_only: disk.read_only };
+    let absolute = |disk: &Disk| Disk {
+        path: absolute(&disk.path),
+        read_only: disk.read_only,
+    };
     let disks: Vec<Disk> = disks.iter().map(absolute).collect();
     disks.iter().try_for_each(|disk| must_exist(&disk.path))?;
     Ok(disks)
 }
 
 fn must_exist(path: &Path) -> Result<(), PlanError> {
-    if path.exists() { Ok(()) } else { Err(PlanError::NotThere(path.to_owned())) }
+    if path.exists() {
+        Ok(())
+    } else {
+        Err(PlanError::NotThere(path.to_owned()))
+    }
 }
 
 /// Entering a pod's mount namespace changes the working directory.
@@ -230,8 +279,14 @@ fn absolute(path: &Path) -> PathBuf {
 
 fn absolute_image(image: ImageRef) -> ImageRef {
     match image {
-        ImageRef::Layout { dir, tag } => ImageRef::Layout { dir: absolute(&dir), tag },
-        ImageRef::Archive { file, tag } => ImageRef::Archive { file: absolute(&file), tag },
+        ImageRef::Layout { dir, tag } => ImageRef::Layout {
+            dir: absolute(&dir),
+            tag,
+        },
+        ImageRef::Archive { file, tag } => ImageRef::Archive {
+            file: absolute(&file),
+            tag,
+        },
         ImageRef::RootDir(dir) => ImageRef::RootDir(absolute(&dir)),
     }
 }
@@ -246,13 +301,19 @@ mod tests {
         let text = r#"{"ociVersion":"1.2.0","process":{"cwd":"/","args":"not a list"},"root":{"path":"rootfs"}}"#;
         fs::write(bundle.path().join("config.json"), text).unwrap();
         let message = read_spec(bundle.path()).unwrap_err().to_string();
-        assert!(message.contains("config.json: process.args: invalid type"), "{message}");
+        assert!(
+            message.contains("config.json: process.args: invalid type"),
+            "{message}"
+        );
     }
 
     #[test]
     fn a_missing_bundle_is_named() {
         let message = super::super::one_line(&read_spec(Path::new("/no/such/bundle")).unwrap_err());
-        assert!(message.contains("/no/such/bundle/config.json: No such file"), "{message}");
+        assert!(
+            message.contains("/no/such/bundle/config.json: No such file"),
+            "{message}"
+        );
     }
 
     #[test]

@@ -104,19 +104,29 @@ fn carry_out(args: RunArgs, form: Form, timing: &Arc<Timing>) -> Result<Exit, Ru
         return Err(RunError::PathTooLong(dir.path().to_owned()));
     }
     let restores_terminal = plan.attachment.terminal && stdin_is_terminal;
-    let mut warden = Warden::start(&dir, restores_terminal).map_err(|error| RunError::Host("start the warden", error))?;
+    let mut warden = Warden::start(&dir, restores_terminal)
+        .map_err(|error| RunError::Host("start the warden", error))?;
     let result = in_own_directory(&plan, &dir, &mut warden, timing);
     warden.finish();
     result
 }
 
-fn in_own_directory(plan: &Plan, dir: &PodDir, warden: &mut Warden, timing: &Arc<Timing>) -> Result<Exit, RunError> {
+fn in_own_directory(
+    plan: &Plan,
+    dir: &PodDir,
+    warden: &mut Warden,
+    timing: &Arc<Timing>,
+) -> Result<Exit, RunError> {
     let mut journal = match Journal::create(dir) {
         Ok(journal) => journal,
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(RunError::NameTaken(plan.id.clone())),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            return Err(RunError::NameTaken(plan.id.clone()));
+        }
         Err(error) => return Err(RunError::Host("make the pod's directory", error)),
     };
-    warden.owns().map_err(|error| RunError::Host("talk to the warden", error))?;
+    warden
+        .owns()
+        .map_err(|error| RunError::Host("talk to the warden", error))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -149,7 +159,11 @@ async fn own_pod(
         },
         &plan.disks,
         plan.dax_window_mib,
-        if plan.crash_on.is_some() { "vmbox.debug" } else { "" },
+        if plan.crash_on.is_some() {
+            "vmbox.debug"
+        } else {
+            ""
+        },
     );
     let mut pod = Pod::launch(dir, &plan.assets.vmm, vm, journal, timing)?;
     let result = match prepare(plan, place.as_ref(), &dir.share()) {
@@ -180,15 +194,35 @@ async fn in_pod(
     spec: &[u8],
     timing: &Arc<Timing>,
 ) -> Result<(Exit, Ready), RunError> {
-    let mut signals = Signals::listen().map_err(|error| RunError::Host("listen for signals", error))?;
-    let ready = pod.ready(&plan.hostname, plan.dax_window_mib > 0, &mut signals, timing).await?;
+    let mut signals =
+        Signals::listen().map_err(|error| RunError::Host("listen for signals", error))?;
+    let ready = pod
+        .ready(
+            &plan.hostname,
+            plan.dax_window_mib > 0,
+            &mut signals,
+            timing,
+        )
+        .await?;
     let launch = launch(plan, dir, spec, timing);
     let exit = pod.run(&ready, &launch, &mut signals).await?;
     Ok((exit, ready))
 }
 
-fn launch<'a>(plan: &'a Plan, dir: &'a PodDir, spec: &'a [u8], timing: &'a Arc<Timing>) -> Launch<'a> {
-    Launch { dir, id: &plan.id, spec, attachment: plan.attachment, crash_on: plan.crash_on, timing }
+fn launch<'a>(
+    plan: &'a Plan,
+    dir: &'a PodDir,
+    spec: &'a [u8],
+    timing: &'a Arc<Timing>,
+) -> Launch<'a> {
+    Launch {
+        dir,
+        id: &plan.id,
+        spec,
+        attachment: plan.attachment,
+        crash_on: plan.crash_on,
+        timing,
+    }
 }
 
 fn join_pod(
@@ -201,13 +235,21 @@ fn join_pod(
     let dir = PodDir::of(&run_dir(), pod);
     let monitor = journal::monitor_of(&dir).ok_or_else(|| RunError::NoPod(pod.clone()))?;
     let place = reserve(plan, journal)?;
-    let membership = Record::Member { pod: dir.path().to_owned(), container: plan.id.to_string() };
-    journal.record(&membership).map_err(|error| RunError::Host("write the journal", error))?;
+    let membership = Record::Member {
+        pod: dir.path().to_owned(),
+        container: plan.id.to_string(),
+    };
+    journal
+        .record(&membership)
+        .map_err(|error| RunError::Host("write the journal", error))?;
     place::enter_namespace_of(monitor)?;
     let spec = prepare(plan, place.as_ref(), &dir.share())?;
     runtime.block_on(async {
-        let mut signals = Signals::listen().map_err(|error| RunError::Host("listen for signals", error))?;
-        let agent = Agent::connect(&dir.agent()).await.map_err(|_| RunError::NoPod(pod.clone()))?;
+        let mut signals =
+            Signals::listen().map_err(|error| RunError::Host("listen for signals", error))?;
+        let agent = Agent::connect(&dir.agent())
+            .await
+            .map_err(|_| RunError::NoPod(pod.clone()))?;
         timing.mark("agent ready");
         let exit = container::run(&agent, &launch(plan, &dir, &spec, timing), &mut signals).await;
         exit.map_err(|error| match error {
@@ -226,8 +268,14 @@ fn reserve(plan: &Plan, journal: &mut Journal) -> Result<Option<rootfs::Place>, 
     }
     let store = store_dir();
     let place = rootfs::Place::of(&store, &plan.id)?;
-    let record = Record::Layer { store, container: plan.id.to_string(), keep: plan.keep };
-    journal.record(&record).map_err(|error| RunError::Host("write the journal", error))?;
+    let record = Record::Layer {
+        store,
+        container: plan.id.to_string(),
+        keep: plan.keep,
+    };
+    journal
+        .record(&record)
+        .map_err(|error| RunError::Host("write the journal", error))?;
     Ok(Some(place))
 }
 
@@ -248,21 +296,32 @@ fn prepare(plan: &Plan, place: Option<&rootfs::Place>, share: &Path) -> Result<V
             )?;
             (spec.as_ref().clone(), dir.as_path())
         }
-        Source::Image { image, wishes, user } => {
+        Source::Image {
+            image,
+            wishes,
+            user,
+        } => {
             let Some(place) = place else {
-                return Err(RunError::Host("find the image store", io::ErrorKind::NotFound.into()));
+                return Err(RunError::Host(
+                    "find the image store",
+                    io::ErrorKind::NotFound.into(),
+                ));
             };
             let image = place.fill(image, &rootfs)?;
             let user = rootfs::user(&rootfs, user.as_deref().unwrap_or(&image.user))?;
             place::write_etc_files(share, &plan.id, &plan.hostname)?;
-            (spec::for_people(&plan.id, &image, wishes, &user)?, Path::new("/"))
+            (
+                spec::for_people(&plan.id, &image, wishes, &user)?,
+                Path::new("/"),
+            )
         }
     };
     let guest = design::for_guest(spec, &plan.id, base)?;
     for bind in &guest.binds {
         place::bind(share, bind)?;
     }
-    container::spec_bytes(&guest.spec).map_err(|error| RunError::Host("write the container's spec", error.into()))
+    container::spec_bytes(&guest.spec)
+        .map_err(|error| RunError::Host("write the container's spec", error.into()))
 }
 
 #[cfg(test)]
@@ -271,7 +330,12 @@ mod tests {
     use crate::vm::End;
 
     fn ended() -> RunError {
-        PodError::Ended(End { reason: None, message: "killed".into(), guest_log: Vec::new() }).into()
+        PodError::Ended(End {
+            reason: None,
+            message: "killed".into(),
+            guest_log: Vec::new(),
+        })
+        .into()
     }
 
     #[test]
@@ -284,6 +348,9 @@ mod tests {
 
     #[test]
     fn a_member_ends_with_its_pod() {
-        assert_eq!(exit_code(&RunError::PodEnded("a".parse().unwrap()), Form::Image), 137);
+        assert_eq!(
+            exit_code(&RunError::PodEnded("a".parse().unwrap()), Form::Image),
+            137
+        );
     }
 }

@@ -53,5 +53,7 @@ impl Signals {
 }
 
 fn pass_on(mut source: Signal, wish: Wish, sender: mpsc::UnboundedSender<Wish>) {
-    tokio::spawn(async move { while source.recv().await.is_some() && sender.send(wish).is_ok() {} });
+    tokio::spawn(
+        async move { while source.recv().await.is_some() && sender.send(wish).is_ok() {} },
+    );
 }

@@ -14,7 +14,10 @@ pub struct Timing {
 impl Timing {
     /// Starts the clock.
     pub fn start() -> Self {
-        Self { start_ns: now_ns(), phases: Mutex::new(Vec::new()) }
+        Self {
+            start_ns: now_ns(),
+            phases: Mutex::new(Vec::new()),
+        }
     }
 
     /// A phase of ours is over.
@@ -47,7 +50,12 @@ impl Timing {
         for (phase, at_ns) in phases.iter() {
             let us = at_ns.saturating_sub(self.start_ns) / 1000;
             // Nobody to tell is no reason to fail.
-            let _ = writeln!(out, "vmbox: timing: {}.{:03} ms {phase}", us / 1000, us % 1000);
+            let _ = writeln!(
+                out,
+                "vmbox: timing: {}.{:03} ms {phase}",
+                us / 1000,
+                us % 1000
+            );
         }
     }
 }
@@ -70,7 +78,10 @@ mod tests {
         let mut out = Vec::new();
         timing.report(&mut out);
         let text = String::from_utf8(out).unwrap();
-        assert!(text.contains("vmbox: timing: 1.500 ms kernel entry\n"), "{text}");
+        assert!(
+            text.contains("vmbox: timing: 1.500 ms kernel entry\n"),
+            "{text}"
+        );
         assert_eq!(text.lines().count(), 2);
     }
 }

@@ -34,11 +34,17 @@ impl Warden {
         let mut command = Command::new("/proc/self/exe");
         command.arg("warden").arg(dir.path());
         if terminal {
-            command.arg("--terminal").arg(format!("/proc/{}/fd/0", std::process::id()));
+            command
+                .arg("--terminal")
+                .arg(format!("/proc/{}/fd/0", std::process::id()));
         }
         // A group of its own: Ctrl-C is not for it.
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
-        let mut child = command.current_dir("/").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let mut child = command
+            .current_dir("/")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
         let pipe = child.stdin.take().ok_or(io::ErrorKind::BrokenPipe)?;
         if let (true, Some(mut ready)) = (terminal, child.stdout.take()) {
             // It has seen the terminal as it was before we change it.
@@ -71,7 +77,9 @@ pub fn watch(dir: &Path, terminal: Option<&Path>) -> u8 {
     ignore_terminal_stops();
     let saved = terminal.and_then(|path| stdio::save(path).ok());
     // One byte: we are ready. Then nothing holds the user's standard output.
-    let _ = io::stdout().write_all(b"r").and_then(|()| io::stdout().flush());
+    let _ = io::stdout()
+        .write_all(b"r")
+        .and_then(|()| io::stdout().flush());
     let mut said = Vec::new();
     // An error is an end.
     let _ = io::stdin().lock().read_to_end(&mut said);

@@ -41,7 +41,9 @@ pub enum AssetError {
         path: PathBuf,
     },
     /// None of the usual places has it.
-    #[error("{what} not found: looked for {name} beside {beside} and in {PACKAGE_DIR}; {variable} can name it")]
+    #[error(
+        "{what} not found: looked for {name} beside {beside} and in {PACKAGE_DIR}; {variable} can name it"
+    )]
     NotFound {
         /// What it is for.
         what: &'static str,
@@ -60,9 +62,21 @@ struct Wanted {
     variable: &'static str,
 }
 
-const VMM: Wanted = Wanted { what: "the monitor", name: "vmbox-vmm", variable: "VMBOX_VMM" };
-const KERNEL: Wanted = Wanted { what: "the guest kernel", name: "vmlinux", variable: "VMBOX_KERNEL" };
-const IMAGE: Wanted = Wanted { what: "the guest image", name: "guest.cpio", variable: "VMBOX_IMAGE" };
+const VMM: Wanted = Wanted {
+    what: "the monitor",
+    name: "vmbox-vmm",
+    variable: "VMBOX_VMM",
+};
+const KERNEL: Wanted = Wanted {
+    what: "the guest kernel",
+    name: "vmlinux",
+    variable: "VMBOX_KERNEL",
+};
+const IMAGE: Wanted = Wanted {
+    what: "the guest image",
+    name: "guest.cpio",
+    variable: "VMBOX_IMAGE",
+};
 
 impl Assets {
     /// Finds all three.
@@ -77,8 +91,16 @@ impl Assets {
         let variable = |wanted: &Wanted| env::var_os(wanted.variable).map(PathBuf::from);
         Ok(Self {
             vmm: choose(&VMM, variable(&VMM), &beside)?,
-            kernel: choose(&KERNEL, overrides.kernel.clone().or_else(|| variable(&KERNEL)), &beside)?,
-            image: choose(&IMAGE, overrides.image.clone().or_else(|| variable(&IMAGE)), &beside)?,
+            kernel: choose(
+                &KERNEL,
+                overrides.kernel.clone().or_else(|| variable(&KERNEL)),
+                &beside,
+            )?,
+            image: choose(
+                &IMAGE,
+                overrides.image.clone().or_else(|| variable(&IMAGE)),
+                &beside,
+            )?,
         })
     }
 }
@@ -87,7 +109,14 @@ fn choose(wanted: &Wanted, named: Option<PathBuf>, beside: &Path) -> Result<Path
     if let Some(path) = named {
         // Absolute, because the pod's mount namespace may change the working directory.
         let path = std::path::absolute(&path).unwrap_or(path);
-        return if path.is_file() { Ok(path) } else { Err(AssetError::NotThere { what: wanted.what, path }) };
+        return if path.is_file() {
+            Ok(path)
+        } else {
+            Err(AssetError::NotThere {
+                what: wanted.what,
+                path,
+            })
+        };
     }
     [beside, Path::new(PACKAGE_DIR)]
         .iter()
@@ -108,20 +137,29 @@ mod tests {
     #[test]
     fn a_named_file_must_be_there() {
         let error = choose(&KERNEL, Some("/does/not/exist".into()), Path::new("/")).unwrap_err();
-        assert_eq!(error.to_string(), "the guest kernel: /does/not/exist is not a file");
+        assert_eq!(
+            error.to_string(),
+            "the guest kernel: /does/not/exist is not a file"
+        );
     }
 
     #[test]
     fn the_file_beside_the_program_is_found() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("vmlinux"), "").unwrap();
-        assert_eq!(choose(&KERNEL, None, dir.path()).unwrap(), dir.path().join("vmlinux"));
+        assert_eq!(
+            choose(&KERNEL, None, dir.path()).unwrap(),
+            dir.path().join("vmlinux")
+        );
     }
 
     #[test]
     fn the_message_names_the_places() {
         let dir = tempfile::tempdir().unwrap();
         let message = choose(&KERNEL, None, dir.path()).unwrap_err().to_string();
-        assert!(message.contains("VMBOX_KERNEL") && message.contains(PACKAGE_DIR), "{message}");
+        assert!(
+            message.contains("VMBOX_KERNEL") && message.contains(PACKAGE_DIR),
+            "{message}"
+        );
     }
 }

@@ -66,7 +66,12 @@ impl Monitor {
     ///
     /// # Errors
     /// No descriptors, or the program can't be executed. What the monitor itself finds wrong comes by [`Self::ended`].
-    pub fn launch(program: &Path, mut config: VmConfig, log: &Path, timing: &Arc<Timing>) -> Result<Self, LaunchError> {
+    pub fn launch(
+        program: &Path,
+        mut config: VmConfig,
+        log: &Path,
+        timing: &Arc<Timing>,
+    ) -> Result<Self, LaunchError> {
         let (events, event_fd) = pipe()?;
         let (lifeline_fd, lifeline) = pipe()?;
         config.event_fd = Some(event_fd.as_raw_fd());
@@ -74,7 +79,10 @@ impl Monitor {
         let config_fd = memory_file(&serde_json::to_vec(&config)?)?;
         let inherited = [&event_fd, &lifeline_fd, &config_fd];
         // Nothing else is executed between here and the spawn: this is the only thread.
-        inherited.iter().try_for_each(|fd| rustix::io::fcntl_setfd(fd, FdFlags::empty())).map_err(io::Error::from)?;
+        inherited
+            .iter()
+            .try_for_each(|fd| rustix::io::fcntl_setfd(fd, FdFlags::empty()))
+            .map_err(io::Error::from)?;
         let child = Command::new(program)
             .arg("--config-fd")
             .arg(config_fd.as_raw_fd().to_string())
@@ -86,7 +94,10 @@ impl Monitor {
             .process_group(0)
             .kill_on_drop(true)
             .spawn()
-            .map_err(|source| LaunchError::Execute { program: program.display().to_string(), source })?;
+            .map_err(|source| LaunchError::Execute {
+                program: program.display().to_string(),
+                source,
+            })?;
         let pid = child.id().unwrap_or_default();
         let (kill, killed) = tokio::sync::oneshot::channel();
         let (end_sender, end) = watch::channel(None);
@@ -97,7 +108,12 @@ impl Monitor {
             let end = watch_child(child, events, killed, &timing, &log).await;
             let _ = end_sender.send(Some(end));
         });
-        Ok(Self { pid, end, kill: Some(kill), _lifeline: lifeline })
+        Ok(Self {
+            pid,
+            end,
+            kill: Some(kill),
+            _lifeline: lifeline,
+        })
     }
 
     /// Its process id.
@@ -130,7 +146,11 @@ impl Monitor {
 }
 
 fn lost() -> End {
-    End { reason: None, message: "the monitor is no longer watched".into(), guest_log: Vec::new() }
+    End {
+        reason: None,
+        message: "the monitor is no longer watched".into(),
+        guest_log: Vec::new(),
+    }
 }
 
 async fn watch_child(
@@ -186,7 +206,11 @@ fn unexplained(status: io::Result<ExitStatus>, log: &Path) -> End {
         Some(last) => format!("the monitor ended without a word ({how}): {}", last.trim()),
         None => format!("the monitor ended without a word ({how})"),
     };
-    End { reason: None, message, guest_log: Vec::new() }
+    End {
+        reason: None,
+        message,
+        guest_log: Vec::new(),
+    }
 }
 
 fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
@@ -217,16 +241,20 @@ mod tests {
         std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
         std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
         let timing = Arc::new(Timing::start());
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
         let end = runtime.block_on(async {
-            let monitor = Monitor::launch(&program, config(), &dir.path().join("log"), &timing).unwrap();
+            let monitor =
+                Monitor::launch(&program, config(), &dir.path().join("log"), &timing).unwrap();
             monitor.finish(Duration::from_secs(3)).await
         });
         (end, timing)
     }
 
     /// Finds the event descriptor in the configuration, as the monitor does.
-    const EVENT_FD: &str = r#"fd=$(sed 's/.*"event_fd":\([0-9]*\).*/\1/' <"/proc/self/fd/$2"); emit() { eval "echo '$1' >&$fd"; }"#;
+    const EVENT_FD: &str = r#"fd=$(sed 's/.*"event_fd":\([0-9]*\).*/\1/' <"/proc/self/fd/$2"); emit() { echo "$1" >"/proc/self/fd/$fd"; }"#;
 
     #[test]
     fn its_last_word_is_how_it_ended() {
