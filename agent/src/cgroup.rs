@@ -10,14 +10,15 @@ const ROOT: &str = "/sys/fs/cgroup";
 const CONTAINERS: &str = "containers";
 const MIB: u64 = 1 << 20;
 
-/// What no container may take from the agent and the kernel, of `ram` bytes: 6 %, but at least 16 MiB.
-fn reserve(ram: u64) -> u64 {
-    (ram / 100 * 6).max(16 * MIB)
+/// What no container may take from the agent and the kernel: 6 % of what is free at boot, but at least 16 MiB.
+fn reserve(free: u64) -> u64 {
+    (free / 100 * 6).max(16 * MIB)
 }
 
-/// The most that all containers together may use of `ram` bytes. Never less than half, however small the guest.
-fn roof(ram: u64) -> u64 {
-    ram.saturating_sub(reserve(ram)).max(ram / 2)
+/// The most that all containers together may use, of what is free at boot: the kernel and the guest image are in memory
+/// too, and are charged to nobody. Never less than half, however small the guest.
+fn roof(free: u64) -> u64 {
+    free.saturating_sub(reserve(free)).max(free / 2)
 }
 
 /// Moves the agent to `/agent`, gives every controller to the containers, and puts the roof over them: a container without a
@@ -34,10 +35,10 @@ pub fn prepare() -> io::Result<()> {
     fs::write(agent.join("cgroup.procs"), "0")?;
     enable_all_controllers(root);
     enable_all_controllers(&containers);
-    let ram = total_ram()?;
+    let free = free_memory()?;
     // Memory control may be missing from a small kernel; limits then fail where they are asked for.
-    let _ = fs::write(agent.join("memory.min"), (reserve(ram) / 2).to_string());
-    let _ = fs::write(containers.join("memory.max"), roof(ram).to_string());
+    let _ = fs::write(agent.join("memory.min"), (reserve(free) / 2).to_string());
+    let _ = fs::write(containers.join("memory.max"), roof(free).to_string());
     Ok(())
 }
 
@@ -52,11 +53,11 @@ fn enable_all_controllers(group: &Path) {
     }
 }
 
-fn total_ram() -> io::Result<u64> {
+fn free_memory() -> io::Result<u64> {
     let text = fs::read_to_string("/proc/meminfo")?;
     text.lines()
         .find_map(|line| {
-            line.strip_prefix("MemTotal:")?
+            line.strip_prefix("MemAvailable:")?
                 .trim()
                 .strip_suffix("kB")?
                 .trim()
@@ -64,7 +65,7 @@ fn total_ram() -> io::Result<u64> {
                 .ok()
         })
         .map(|kib| kib * 1024)
-        .ok_or_else(|| io::Error::other("no MemTotal in /proc/meminfo"))
+        .ok_or_else(|| io::Error::other("no MemAvailable in /proc/meminfo"))
 }
 
 /// What a container has used.

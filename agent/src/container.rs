@@ -232,7 +232,9 @@ impl Container {
             bundle: bundle.display().to_string(),
             terminal: connection.terminal,
         };
-        let made = blocking(move || executor::run(&request, &ends)).await?;
+        let made = blocking(move || executor::run(&request, &ends))
+            .await
+            .map_err(|e| with_cwd(e, &prepared.spec))?;
         let exit = start.expect(made.pid);
         if made.terminal.is_some() {
             // libcontainer leaves the terminal to root; a user who can't open it again has no working /dev/stderr.
@@ -512,6 +514,23 @@ impl Container {
         self.init.wait().await;
         remove_traces(&self.id, &self.bundle, &self.cgroup).await;
         Ok(())
+    }
+}
+
+/// libcontainer says that it could not chdir, but not where to.
+fn with_cwd(error: ContainerError, spec: &libcontainer::oci_spec::runtime::Spec) -> ContainerError {
+    match (error, spec.process()) {
+        (ContainerError::Executor(mut failure), Some(process))
+            if failure.message.contains("failed to chdir") =>
+        {
+            failure.message = format!(
+                "process.cwd: {}: {}",
+                process.cwd().display(),
+                failure.message
+            );
+            failure.into()
+        }
+        (error, _) => error,
     }
 }
 

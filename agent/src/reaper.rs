@@ -150,6 +150,10 @@ mod tests {
     }
 
     #[test]
+    #[allow(
+        clippy::zombie_processes,
+        reason = "that somebody else waits is what is tested"
+    )]
     fn a_real_child_is_collected() {
         let reaper = Reaper::default();
         let start = reaper.start();

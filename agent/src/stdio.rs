@@ -294,7 +294,7 @@ mod tests {
         let (mut process, pipe) = from_process();
         let (mut host, agent) = tokio::net::UnixStream::pair().unwrap();
         let (_exit, exited) = watch::channel(false);
-        let bytes: Vec<u8> = (0..1_000_003u32).map(|i| (i * 31 >> 3) as u8).collect();
+        let bytes: Vec<u8> = (0..1_000_003u32).map(|i| ((i * 31) >> 3) as u8).collect();
         let sent = bytes.clone();
         let writer = std::thread::spawn(move || process.write_all(&sent).unwrap());
         let pump = tokio::spawn(copy_out(pipe, agent, exited));

@@ -21,6 +21,7 @@ pub fn create(
     terminal: bool,
     stdio: Vec<OwnedFd>,
 ) -> Result<(), Failure> {
+    super::causes::Causes::send_on(channel.raw());
     let console = if terminal {
         Some(Console::listen(bundle)?)
     } else {

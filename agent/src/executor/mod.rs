@@ -10,6 +10,7 @@
 //! ```
 //! The executor is never waited for: the reaper collects it, the channel says everything.
 
+mod causes;
 mod channel;
 pub mod child;
 mod create;
@@ -56,6 +57,8 @@ enum Report {
     },
     /// Carries the terminal's other end as a file descriptor.
     Terminal,
+    /// A detail of a failure that may follow; the first is the innermost.
+    Cause(String),
     Failed(Failure),
 }
 
@@ -85,6 +88,14 @@ impl Failure {
         Self {
             kind: FailureKind::Other,
             message: message.into(),
+        }
+    }
+
+    /// The innermost cause in the place of libcontainer's text around it; what we say ourselves stands.
+    fn because(self, cause: Option<String>) -> Self {
+        match (self.kind, cause) {
+            (FailureKind::Other, Some(cause)) => Self::other(cause),
+            _ => self,
         }
     }
 
@@ -132,7 +143,7 @@ impl Launch {
                 Ok(None) => return Ok(terminal),
                 Ok(Some((Report::Failed(failure), _))) => return Err(failure),
                 Ok(Some((Report::Terminal, fd))) => terminal = fd,
-                Ok(Some((Report::Started { .. }, _))) => {}
+                Ok(Some((Report::Started { .. } | Report::Cause(_), _))) => {}
                 Err(error) => return Err(Failure::of("executor", error)),
             }
         }
@@ -150,6 +161,7 @@ pub fn run(request: &Request, stdio: &[OwnedFd]) -> Result<Made, Failure> {
         .send(request, &fds)
         .map_err(|error| Failure::of("executor", error))?;
     let mut terminal = None;
+    let mut cause = None;
     loop {
         match channel.receive() {
             Ok(Some((Report::Started { pid }, _))) => {
@@ -160,7 +172,9 @@ pub fn run(request: &Request, stdio: &[OwnedFd]) -> Result<Made, Failure> {
                 });
             }
             Ok(Some((Report::Terminal, fd))) => terminal = fd,
+            Ok(Some((Report::Cause(text), _))) => cause = cause.or(Some(text)),
             Ok(Some((Report::Failed(failure), _))) => {
+                let failure = failure.because(cause);
                 // To the end, so that nothing of the failed attempt is alive when this is answered.
                 let _ = Launch { channel }.wait();
                 return Err(failure);

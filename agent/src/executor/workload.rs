@@ -20,12 +20,15 @@ use super::{Failure, FailureKind, Report};
 /// What runc assumes when a process has no PATH.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// The program and its environment.
+type Found = (PathBuf, Vec<CString>);
+
 /// libcontainer's hook for "run the program". Its own one asks for execute permission for everybody, refuses an environment
 /// without PATH, loses the order of the environment, and reports a failed execve after start to nobody.
 #[derive(Clone)]
 pub struct Workload {
     report: RawFd,
-    found: Rc<RefCell<Option<(PathBuf, Vec<CString>)>>>,
+    found: Rc<RefCell<Option<Found>>>,
 }
 
 impl Workload {
