@@ -98,6 +98,8 @@ const SYSCTLS: &[(&str, &str)] = &[
     ("net/ipv4/ping_group_range", "0 2147483647"),
     ("net/ipv4/ip_unprivileged_port_start", "0"),
     ("vm/max_map_count", "1048576"),
+    // Reserving address space is not using memory: the limit is the container's cgroup, not the size of a small machine.
+    ("vm/overcommit_memory", "1"),
     ("fs/inotify/max_user_instances", "8192"),
     ("fs/inotify/max_user_watches", "524288"),
     ("kernel/pid_max", "4194304"),

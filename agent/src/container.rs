@@ -1,15 +1,4 @@
-//! One container from create to delete.
-//!
-//! ```text
-//!             create             start            init exits
-//!  (nothing) ───────► Creating ─► Created ─► Running ─► Stopped ─► (deleted)
-//!                        │           │      │     ▲       ▲
-//!                        └ fails:    │ pause│     │resume │ init exits (killed while paused)
-//!                          nothing   │      ▼     │       │
-//!                          is left   │      Paused ───────┤
-//!                                    └────────────────────┘ init killed before start
-//! ```
-//! States are those of OCI runtime-spec runtime.md#state, and `paused`.
+//! One container from create to delete; its states are drawn in `state.rs`.
 
 use std::collections::HashMap;
 use std::fs;
@@ -23,112 +12,13 @@ use crate::executor::{self, Failure, Launch, Request};
 use crate::host::Dialer;
 use crate::process::Process;
 use crate::reaper::Reaper;
-use crate::spec::{self, ContainerId, SpecError};
+use crate::spec::{self, ContainerId};
+pub use crate::state::{Action, ContainerError, State};
 use crate::stdio::{Ports, Streams};
+use crate::traces::remove_traces;
 
 /// A directory per container with its config.json.
 pub const BUNDLES: &str = "/run/vmbox/bundles";
-
-/// Where a container is in its life.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum State {
-    Creating,
-    Created,
-    Running,
-    Paused,
-    Stopped,
-}
-
-impl State {
-    /// Its name on the wire.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Creating => "creating",
-            Self::Created => "created",
-            Self::Running => "running",
-            Self::Paused => "paused",
-            Self::Stopped => "stopped",
-        }
-    }
-
-    /// Whether something may be done in this state.
-    pub fn allows(self, action: Action) -> bool {
-        match action {
-            Action::Start => self == Self::Created,
-            Action::Exec | Action::Pause => self == Self::Running,
-            Action::Resume => self == Self::Paused,
-            Action::Kill => matches!(self, Self::Created | Self::Running | Self::Paused),
-            Action::Delete => self == Self::Stopped,
-            Action::DeleteByForce => self != Self::Creating,
-        }
-    }
-}
-
-/// What can be asked of a container.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Action {
-    Start,
-    Exec,
-    Pause,
-    Resume,
-    Kill,
-    Delete,
-    DeleteByForce,
-}
-
-impl Action {
-    fn verb(self) -> &'static str {
-        match self {
-            Self::Start => "start",
-            Self::Exec => "exec in",
-            Self::Pause => "pause",
-            Self::Resume => "resume",
-            Self::Kill => "signal",
-            Self::Delete | Self::DeleteByForce => "delete",
-        }
-    }
-}
-
-/// Why a request was not done.
-#[derive(Debug, thiserror::Error)]
-pub enum ContainerError {
-    #[error(transparent)]
-    Spec(#[from] SpecError),
-    #[error("root.path: {0} is not a directory in the guest")]
-    NoRoot(PathBuf),
-    #[error("no container {0}")]
-    Unknown(String),
-    #[error("container {0} exists already")]
-    Exists(ContainerId),
-    #[error("container {id} has no process {process:?}")]
-    NoProcess { id: ContainerId, process: String },
-    #[error("container {id} has a process {process:?} already")]
-    ProcessExists { id: ContainerId, process: String },
-    #[error("can't {} container {id}: it is {}", action.verb(), state.name())]
-    State {
-        id: ContainerId,
-        action: Action,
-        state: State,
-    },
-    #[error("{0} has no terminal")]
-    NoTerminal(String),
-    #[error("signal {signal}: {source}")]
-    Signal { signal: u32, source: Errno },
-    #[error(transparent)]
-    Executor(#[from] Failure),
-    #[error("{step}: {source}")]
-    Io {
-        step: String,
-        source: std::io::Error,
-    },
-}
-
-impl ContainerError {
-    fn io(step: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
-        let step = step.into();
-        move |source| Self::Io { step, source }
-    }
-}
 
 /// What a container needs of the pod.
 #[derive(Debug, Clone)]
@@ -557,62 +447,4 @@ fn notify(socket: &Path) -> std::io::Result<()> {
     let directory = fs::File::open(socket.parent().unwrap_or(Path::new("/")))?;
     let short = format!("/proc/self/fd/{}/notify.sock", directory.as_raw_fd());
     std::os::unix::net::UnixStream::connect(short)?.write_all(b"start")
-}
-
-/// Kills and removes everything that a container has in the guest. Its processes may still be on their way out.
-async fn remove_traces(id: &ContainerId, bundle: &Path, cgroup: &Cgroup) {
-    cgroup.kill();
-    let empty = {
-        let cgroup = cgroup.clone();
-        move || !cgroup.is_populated()
-    };
-    if let Err(error) = crate::cgroup::wait_for_event(cgroup, empty).await {
-        crate::log::warn(&format!(
-            "vmbox-agent: {}: {error}",
-            cgroup.path().display()
-        ));
-    }
-    if let Err(error) = cgroup.remove() {
-        crate::log::warn(&format!(
-            "vmbox-agent: remove {}: {error}",
-            cgroup.path().display()
-        ));
-    }
-    let _ = fs::remove_dir_all(Path::new(executor::STATE).join(id.as_str()));
-    let _ = fs::remove_dir_all(bundle);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use Action::*;
-    use State::*;
-
-    #[test]
-    fn each_state_allows_what_the_picture_shows() {
-        let allowed = |state: State| -> Vec<Action> {
-            [Start, Exec, Pause, Resume, Kill, Delete, DeleteByForce]
-                .into_iter()
-                .filter(|&a| state.allows(a))
-                .collect()
-        };
-        assert_eq!(allowed(Creating), []);
-        assert_eq!(allowed(Created), [Start, Kill, DeleteByForce]);
-        assert_eq!(allowed(Running), [Exec, Pause, Kill, DeleteByForce]);
-        assert_eq!(allowed(Paused), [Resume, Kill, DeleteByForce]);
-        assert_eq!(allowed(Stopped), [Delete, DeleteByForce]);
-    }
-
-    #[test]
-    fn refusal_names_action_and_state() {
-        let error = ContainerError::State {
-            id: ContainerId::parse("web").unwrap(),
-            action: Exec,
-            state: Paused,
-        };
-        assert_eq!(
-            error.to_string(),
-            "can't exec in container web: it is paused"
-        );
-    }
 }

@@ -22,7 +22,9 @@ mod process;
 mod reaper;
 mod rpc;
 mod spec;
+mod state;
 mod stdio;
+mod traces;
 
 use std::path::PathBuf;
 

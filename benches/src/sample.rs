@@ -61,10 +61,11 @@ impl fmt::Display for Series {
     }
 }
 
+/// One side of a comparison: where its figures go, and how one is had.
+pub type Side<'a> = (Series, Box<dyn FnMut() -> anyhow::Result<Duration> + 'a>);
+
 /// Warms every side up once, then measures them in turns.
-pub fn in_turns(
-    mut sides: Vec<(Series, Box<dyn FnMut() -> anyhow::Result<Duration> + '_>)>,
-) -> anyhow::Result<Vec<Series>> {
+pub fn in_turns(mut sides: Vec<Side<'_>>) -> anyhow::Result<Vec<Series>> {
     for (_, measure) in &mut sides {
         measure()?;
     }

@@ -10,8 +10,9 @@ use anyhow::{Context as _, Result};
 use crate::shell::{need, output, run};
 use crate::workspace::{Workspace, lock, make_dir, say};
 
-/// The workspace's packages that a product is made of.
-const PACKAGES: [&str; 3] = ["vmbox-shim", "vmbox-vmm", "vmbox-agent"];
+/// The workspace's packages that run on the host, and the one that runs in the guest.
+const HOST_PACKAGES: [&str; 2] = ["vmbox-shim", "vmbox-vmm"];
+const GUEST_PACKAGE: &str = "vmbox-agent";
 
 /// What compiling them takes beside cargo.
 const TOOLS: [&str; 4] = ["gcc", "libc6-dev", "libseccomp-dev", "pkg-config"];
@@ -25,30 +26,40 @@ pub enum Profile {
     Release,
 }
 
+impl Profile {
+    /// Cargo's name of it for what runs on the host.
+    pub fn of_host(self) -> &'static str {
+        match self {
+            Self::Debug => "dev",
+            Self::Release => "release",
+        }
+    }
+
+    /// And for the agent, which is built for size.
+    fn of_guest(self) -> &'static str {
+        match self {
+            Self::Debug => "dev",
+            Self::Release => "guest",
+        }
+    }
+}
+
 /// Builds everything and returns the folder: `vmbox`, `vmbox-vmm`, `vmlinux`, `guest.cpio`.
 pub fn build(workspace: &Workspace, profile: Profile) -> Result<PathBuf> {
     need(&TOOLS)?;
     let kernel = kernel(workspace)?;
     say("building vmbox, vmbox-vmm and vmbox-agent");
-    let mut cargo = static_cargo(workspace, "build");
-    for package in PACKAGES {
-        cargo.args(["--package", package]);
-    }
-    cargo.arg("--bins");
-    if profile == Profile::Release {
-        cargo.arg("--release");
-    }
-    run(&mut cargo)?;
+    let host = binaries(workspace, &HOST_PACKAGES, profile.of_host())?;
+    let guest = binaries(workspace, &[GUEST_PACKAGE], profile.of_guest())?;
 
     let product = workspace.product();
     make_dir(&product)?;
     let _lock = lock(&workspace.root.join(".build/product.lock"))?;
-    let built = binaries(workspace, profile);
     for name in ["vmbox", "vmbox-vmm"] {
-        place(&built.join(name), &product.join(name))?;
+        place(&host.join(name), &product.join(name))?;
     }
     place(&kernel, &product.join("vmlinux"))?;
-    pack(&built.join("vmbox-agent"), &product.join("guest.cpio"))?;
+    pack(&guest.join("vmbox-agent"), &product.join("guest.cpio"))?;
     say(&format!("{} is complete", product.display()));
     Ok(product)
 }
@@ -77,13 +88,15 @@ pub fn triple() -> String {
     format!("{}-unknown-linux-gnu", std::env::consts::ARCH)
 }
 
-/// Where [`static_cargo`] leaves binaries.
-pub fn binaries(workspace: &Workspace, profile: Profile) -> PathBuf {
-    let folder = match profile {
-        Profile::Debug => "debug",
-        Profile::Release => "release",
-    };
-    target_dir(workspace).join(triple()).join(folder)
+/// Builds the programs of `packages`, static, and returns the folder they are in.
+pub fn binaries(workspace: &Workspace, packages: &[&str], profile: &str) -> Result<PathBuf> {
+    let mut cargo = static_cargo(workspace, "build");
+    for package in packages {
+        cargo.args(["--package", package]);
+    }
+    run(cargo.args(["--bins", "--profile", profile]))?;
+    let folder = if profile == "dev" { "debug" } else { profile };
+    Ok(target_dir(workspace).join(triple()).join(folder))
 }
 
 /// Cargo's, as the environment or the workspace's .cargo/config.toml says.

@@ -18,7 +18,12 @@ fn refused(corner: &Corner, args: &[&str], code: i32, words: &[&str]) {
 #[test]
 fn missing_bundle() {
     let corner = Corner::new("bad-bundle");
-    refused(&corner, &["--bundle", "/no/such/bundle", "x"], 1, &["/no/such/bundle"]);
+    refused(
+        &corner,
+        &["--bundle", "/no/such/bundle", "x"],
+        1,
+        &["/no/such/bundle"],
+    );
 }
 
 #[test]
@@ -27,7 +32,12 @@ fn malformed_config_names_the_field() {
     let bundle = corner.path("bundle");
     fs::create_dir(&bundle).unwrap();
     fs::write(bundle.join("config.json"), r#"{"ociVersion":"1.2.0","process":{"cwd":"/","args":"not a list"},"root":{"path":"rootfs"}}"#).unwrap();
-    refused(&corner, &["--bundle", bundle.to_str().unwrap(), "x"], 1, &["config.json", "process.args"]);
+    refused(
+        &corner,
+        &["--bundle", bundle.to_str().unwrap(), "x"],
+        1,
+        &["config.json", "process.args"],
+    );
 }
 
 #[test]
@@ -36,7 +46,12 @@ fn absent_rootfs() {
     let bundle = corner.path("bundle");
     fs::create_dir(&bundle).unwrap();
     fs::write(bundle.join("config.json"), r#"{"ociVersion":"1.2.0","process":{"cwd":"/","args":["true"],"user":{"uid":0,"gid":0}},"root":{"path":"nowhere"}}"#).unwrap();
-    refused(&corner, &["--bundle", bundle.to_str().unwrap(), "x"], 1, &["nowhere"]);
+    refused(
+        &corner,
+        &["--bundle", bundle.to_str().unwrap(), "x"],
+        1,
+        &["nowhere"],
+    );
 }
 
 #[test]
@@ -45,25 +60,69 @@ fn kernel_that_is_a_text_file() {
     let kernel = corner.path("kernel");
     fs::write(&kernel, "I am not a kernel\n").unwrap();
     let kernel = kernel.to_str().unwrap();
-    refused(&corner, &["--rm", "--name", "bad-kernel", "--kernel", kernel, &image(), "true"], 125, &[kernel, "ELF"]);
+    refused(
+        &corner,
+        &[
+            "--rm",
+            "--name",
+            "bad-kernel",
+            "--kernel",
+            kernel,
+            &image(),
+            "true",
+        ],
+        125,
+        &[kernel, "ELF"],
+    );
 }
 
 #[test]
 fn one_mebibyte_of_memory() {
     let corner = Corner::new("bad-memory");
-    refused(&corner, &["--rm", "--name", "bad-memory", "--memory", "1M", &image(), "true"], 125, &["memory", "32"]);
+    refused(
+        &corner,
+        &[
+            "--rm",
+            "--name",
+            "bad-memory",
+            "--memory",
+            "1M",
+            &image(),
+            "true",
+        ],
+        125,
+        &["memory", "32"],
+    );
 }
 
 #[test]
 fn volume_that_is_not_there() {
     let corner = Corner::new("bad-volume");
-    refused(&corner, &["--rm", "--name", "bad-volume", "-v", "/no/such/path:/data", &image(), "true"], 125, &["/no/such/path"]);
+    refused(
+        &corner,
+        &[
+            "--rm",
+            "--name",
+            "bad-volume",
+            "-v",
+            "/no/such/path:/data",
+            &image(),
+            "true",
+        ],
+        125,
+        &["/no/such/path"],
+    );
 }
 
 #[test]
 fn image_that_is_not_there() {
     let corner = Corner::new("bad-image");
-    refused(&corner, &["--rm", "--name", "bad-image", "oci:/no/such/layout", "true"], 125, &["/no/such/layout"]);
+    refused(
+        &corner,
+        &["--rm", "--name", "bad-image", "oci:/no/such/layout", "true"],
+        125,
+        &["/no/such/layout"],
+    );
 }
 
 /// A one-layer OCI layout; `layer` is its uncompressed tar, `claimed` the digest that the manifest gives it.
@@ -80,7 +139,9 @@ fn layout(dir: &Path, layer: &[u8], claimed: Option<&str>) {
         fs::rename(blobs.join(&layer_digest), blobs.join(claimed)).unwrap();
     }
     let named = claimed.unwrap_or(&layer_digest);
-    let config = format!(r#"{{"architecture":"amd64","os":"linux","rootfs":{{"type":"layers","diff_ids":["sha256:{layer_digest}"]}}}}"#);
+    let config = format!(
+        r#"{{"architecture":"amd64","os":"linux","rootfs":{{"type":"layers","diff_ids":["sha256:{layer_digest}"]}}}}"#
+    );
     let config_digest = blob(config.as_bytes());
     let manifest = format!(
         r#"{{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"sha256:{config_digest}","size":{}}},"layers":[{{"mediaType":"application/vnd.oci.image.layer.v1.tar","digest":"sha256:{named}","size":{}}}]}}"#,
@@ -114,7 +175,12 @@ fn tar(corner: &Corner, python: &str) -> Vec<u8> {
         "import tarfile, io\nt = tarfile.open('{}', 'w')\ndef add(name, data=b'', **kw):\n    i = tarfile.TarInfo(name); i.size = len(data)\n    for k, v in kw.items(): setattr(i, k, v)\n    t.addfile(i, io.BytesIO(data))\n{python}\nt.close()\n",
         file.display()
     );
-    let made = Done::of(std::process::Command::new("python3").args(["-c", &script]).output().unwrap());
+    let made = Done::of(
+        std::process::Command::new("python3")
+            .args(["-c", &script])
+            .output()
+            .unwrap(),
+    );
     assert!(made.status.success(), "{}", made.stderr);
     fs::read(file).unwrap()
 }
@@ -126,16 +192,29 @@ fn layer_of_another_digest() {
     let claimed = "0123456789abcdef".repeat(4);
     layout(&corner.path("oci"), &layer, Some(&claimed));
     let reference = format!("oci:{}:t", corner.path("oci").display());
-    refused(&corner, &["--rm", "--name", "bad-digest", &reference, "true"], 125, &[&claimed, "digest"]);
+    refused(
+        &corner,
+        &["--rm", "--name", "bad-digest", &reference, "true"],
+        125,
+        &[&claimed, "digest"],
+    );
 }
 
 #[test]
 fn layer_that_climbs_out() {
     let corner = Corner::new("bad-dotdot");
-    let layer = tar(&corner, "add('../../../../run/vmbox-test/bad-dotdot/escaped', b'x')");
+    let layer = tar(
+        &corner,
+        "add('../../../../run/vmbox-test/bad-dotdot/escaped', b'x')",
+    );
     layout(&corner.path("oci"), &layer, None);
     let reference = format!("oci:{}:t", corner.path("oci").display());
-    refused(&corner, &["--rm", "--name", "bad-dotdot", &reference, "true"], 125, &[".."]);
+    refused(
+        &corner,
+        &["--rm", "--name", "bad-dotdot", &reference, "true"],
+        125,
+        &[".."],
+    );
     assert!(!corner.path("escaped").exists());
 }
 
@@ -147,7 +226,10 @@ fn layer_with_an_absolute_link_stays_inside() {
     let reference = format!("oci:{}:t", corner.path("oci").display());
     let done = corner.run(["--rm", "--name", "bad-link", &reference, "true"]);
     assert_ne!(done.code(), 0);
-    assert!(!corner.path("escaped").exists(), "the layer wrote through its own link onto the host");
+    assert!(
+        !corner.path("escaped").exists(),
+        "the layer wrote through its own link onto the host"
+    );
 }
 
 #[test]
@@ -168,7 +250,19 @@ fn check_says_yes_here() {
 fn a_directory_image_is_not_written_to() {
     let corner = Corner::new("dir-image");
     let image = format!("dir:{}", rootfs().display());
-    let out = Done::of(corner.vmbox(["run", "--rm", &image, "sh", "-c", "echo x > /made-by-the-test && cat /made-by-the-test"]).output().unwrap());
+    let out = Done::of(
+        corner
+            .vmbox([
+                "run",
+                "--rm",
+                &image,
+                "sh",
+                "-c",
+                "echo x > /made-by-the-test && cat /made-by-the-test",
+            ])
+            .output()
+            .unwrap(),
+    );
     assert_eq!(out.exits(0), "x\n");
     assert!(!rootfs().join("made-by-the-test").exists());
     assert!(product().join("vmbox").exists());

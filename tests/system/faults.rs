@@ -12,7 +12,12 @@ const REPORTED_WITHIN: Duration = Duration::from_secs(2);
 
 fn start(corner: &Corner, options: &[&str]) -> Running {
     let image = image();
-    let args = [&["run", "--rm", "-i", "--name", corner.name], options, &[&image, "sh", "-c", "echo ready; cat"]].concat();
+    let args = [
+        &["run", "--rm", "-i", "--name", corner.name],
+        options,
+        &[&image, "sh", "-c", "echo ready; cat"],
+    ]
+    .concat();
     Running::start(corner.vmbox(args))
 }
 
@@ -40,7 +45,11 @@ fn after_a_killed_vmbox_nothing_is_left() {
     kill(Pid::from_raw(running.pid()), Signal::SIGKILL).unwrap();
     let killed = Instant::now();
     running.child.wait().unwrap();
-    assert!(eventually(REPORTED_WITHIN, || monitors(&corner).is_empty()), "the monitor outlived vmbox by {:?}", killed.elapsed());
+    assert!(
+        eventually(REPORTED_WITHIN, || monitors(&corner).is_empty()),
+        "the monitor outlived vmbox by {:?}",
+        killed.elapsed()
+    );
     corner.assert_nothing_left(&before);
 }
 
@@ -56,7 +65,11 @@ fn a_crashed_agent_is_reported_and_nothing_is_left() {
     let done = running.finish();
     assert_eq!(status.code(), Some(125), "{}", done.stderr);
     assert!(took < REPORTED_WITHIN, "{took:?}");
-    assert!(done.stderr.contains("panic"), "the cause is not named: {}", done.stderr);
+    assert!(
+        done.stderr.contains("panic"),
+        "the cause is not named: {}",
+        done.stderr
+    );
     corner.assert_nothing_left(&before);
 }
 
@@ -64,7 +77,9 @@ fn a_crashed_agent_is_reported_and_nothing_is_left() {
 fn an_orderly_run_leaves_nothing() {
     let corner = Corner::new("orderly");
     let before = corner.inventory();
-    corner.run(["--rm", "--name", "orderly", &image(), "true"]).exits(0);
+    corner
+        .run(["--rm", "--name", "orderly", &image(), "true"])
+        .exits(0);
     corner.assert_nothing_left(&before);
 }
 
@@ -72,9 +87,13 @@ fn an_orderly_run_leaves_nothing() {
 fn a_name_is_taken_only_once() {
     let corner = Corner::new("twice");
     let first = start(&corner, &[]);
-    corner.run(["--rm", "--name", "twice", &image(), "true"]).refuses(125, &["twice"]);
+    corner
+        .run(["--rm", "--name", "twice", &image(), "true"])
+        .refuses(125, &["twice"]);
     first.finish().exits(0);
-    corner.run(["--rm", "--name", "twice", &image(), "true"]).exits(0);
+    corner
+        .run(["--rm", "--name", "twice", &image(), "true"])
+        .exits(0);
 }
 
 #[test]

@@ -13,7 +13,9 @@ pub const PATIENCE: Duration = Duration::from_secs(600);
 
 fn setting(name: &str) -> PathBuf {
     let value = std::env::var_os(name);
-    value.unwrap_or_else(|| panic!("{name} is not set: run the system tests by `cargo dev test`")).into()
+    value
+        .unwrap_or_else(|| panic!("{name} is not set: run the system tests by `cargo dev test`"))
+        .into()
 }
 
 /// Where `vmbox`, `vmbox-vmm`, `vmlinux` and `guest.cpio` are.
@@ -23,7 +25,10 @@ pub fn product() -> PathBuf {
 
 /// The Debian test image, as `oci:DIR:TAG`.
 pub fn image() -> String {
-    format!("oci:{}:debian", setting("VMBOX_TEST_IMAGES").join("oci").display())
+    format!(
+        "oci:{}:debian",
+        setting("VMBOX_TEST_IMAGES").join("oci").display()
+    )
 }
 
 /// The same image as an unpacked directory.
@@ -56,7 +61,12 @@ impl Corner {
 
     pub fn vmbox<S: AsRef<std::ffi::OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
         let mut command = Command::new(product().join("vmbox"));
-        command.args(args).env("VMBOX_RUN", self.run_dir()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .args(args)
+            .env("VMBOX_RUN", self.run_dir())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         command
     }
 
@@ -79,33 +89,63 @@ impl Corner {
         let mut found = BTreeSet::new();
         for process in fs::read_dir("/proc").unwrap().flatten() {
             let dir = process.path();
-            let Ok(pid) = process.file_name().to_string_lossy().parse::<u32>() else { continue };
-            let has = |file: &str| fs::read(dir.join(file)).is_ok_and(|bytes| contains(&bytes, needle.as_bytes()));
+            let Ok(pid) = process.file_name().to_string_lossy().parse::<u32>() else {
+                continue;
+            };
+            let has = |file: &str| {
+                fs::read(dir.join(file)).is_ok_and(|bytes| contains(&bytes, needle.as_bytes()))
+            };
             if pid != std::process::id() && (has("environ") || has("cmdline")) && !is_zombie(&dir) {
-                let cmdline = fs::read_to_string(dir.join("cmdline")).unwrap_or_default().replace('\0', " ");
+                let cmdline = fs::read_to_string(dir.join("cmdline"))
+                    .unwrap_or_default()
+                    .replace('\0', " ");
                 found.insert(format!("process {cmdline}"));
             }
-            for line in fs::read_to_string(dir.join("mountinfo")).unwrap_or_default().lines() {
+            for line in fs::read_to_string(dir.join("mountinfo"))
+                .unwrap_or_default()
+                .lines()
+            {
                 if line.contains(&needle) || line.contains(&format!("/containers/{}", self.name)) {
                     found.insert(format!("mount {}", line.split(' ').nth(4).unwrap_or(line)));
                 }
             }
         }
-        for line in fs::read_to_string("/proc/net/unix").unwrap().lines().filter(|line| line.contains(&needle)) {
-            found.insert(format!("socket {}", line.rsplit(' ').next().unwrap_or_default()));
+        for line in fs::read_to_string("/proc/net/unix")
+            .unwrap()
+            .lines()
+            .filter(|line| line.contains(&needle))
+        {
+            found.insert(format!(
+                "socket {}",
+                line.rsplit(' ').next().unwrap_or_default()
+            ));
         }
-        let store = PathBuf::from(std::env::var_os("VMBOX_STORE").unwrap_or_else(|| "/var/lib/vmbox".into()));
-        for dir in [self.run_dir(), store.join("containers"), store.join("tmp"), "/sys/fs/cgroup".into()] {
+        let store = PathBuf::from(
+            std::env::var_os("VMBOX_STORE").unwrap_or_else(|| "/var/lib/vmbox".into()),
+        );
+        for dir in [
+            self.run_dir(),
+            store.join("containers"),
+            store.join("tmp"),
+            "/sys/fs/cgroup".into(),
+        ] {
             files_below(&dir, &mut found);
         }
-        found.retain(|entry| !entry.contains("/containers/") || entry.contains(&format!("/containers/{}", self.name)));
+        found.retain(|entry| {
+            !entry.contains("/containers/") || entry.contains(&format!("/containers/{}", self.name))
+        });
         found
     }
 
     /// Waits until the inventory is `before` again; what is left after 5 s is a leak.
     #[track_caller]
     pub fn assert_nothing_left(&self, before: &BTreeSet<String>) {
-        let left = || self.inventory().difference(before).cloned().collect::<Vec<_>>();
+        let left = || {
+            self.inventory()
+                .difference(before)
+                .cloned()
+                .collect::<Vec<_>>()
+        };
         if !eventually(Duration::from_secs(5), || left().is_empty()) {
             panic!("left behind:\n  {}", left().join("\n  "));
         }
@@ -113,11 +153,17 @@ impl Corner {
 }
 
 fn contains(haystack: &[u8], needle: &[u8]) -> bool {
-    haystack.windows(needle.len()).any(|window| window == needle)
+    haystack
+        .windows(needle.len())
+        .any(|window| window == needle)
 }
 
 fn is_zombie(process: &Path) -> bool {
-    fs::read_to_string(process.join("stat")).is_ok_and(|stat| stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" Z")))
+    fs::read_to_string(process.join("stat")).is_ok_and(|stat| {
+        stat.rsplit(')')
+            .next()
+            .is_some_and(|rest| rest.starts_with(" Z"))
+    })
 }
 
 fn files_below(dir: &Path, found: &mut BTreeSet<String>) {
@@ -152,23 +198,46 @@ impl Done {
 
     /// The exit code; a signal n counts as 1000 + n.
     pub fn code(&self) -> i32 {
-        self.status.code().unwrap_or_else(|| 1000 + self.status.signal().unwrap_or(0))
+        self.status
+            .code()
+            .unwrap_or_else(|| 1000 + self.status.signal().unwrap_or(0))
     }
 
     /// Asserts the exit code, and returns stdout.
     #[track_caller]
     pub fn exits(self, code: i32) -> String {
-        assert_eq!(self.code(), code, "stdout: {}\nstderr: {}", self.stdout, self.stderr);
+        assert_eq!(
+            self.code(),
+            code,
+            "stdout: {}\nstderr: {}",
+            self.stdout,
+            self.stderr
+        );
         self.stdout
     }
 
     /// Asserts a refusal: this code, and one line on stderr which holds all of `words`.
     #[track_caller]
     pub fn refuses(self, code: i32, words: &[&str]) {
-        assert_eq!(self.code(), code, "stdout: {}\nstderr: {}", self.stdout, self.stderr);
-        assert_eq!(self.stderr.trim_end().lines().count(), 1, "more or less than one line: {}", self.stderr);
+        assert_eq!(
+            self.code(),
+            code,
+            "stdout: {}\nstderr: {}",
+            self.stdout,
+            self.stderr
+        );
+        assert_eq!(
+            self.stderr.trim_end().lines().count(),
+            1,
+            "more or less than one line: {}",
+            self.stderr
+        );
         for word in words {
-            assert!(self.stderr.contains(word), "no {word:?} in: {}", self.stderr);
+            assert!(
+                self.stderr.contains(word),
+                "no {word:?} in: {}",
+                self.stderr
+            );
         }
     }
 }
@@ -216,15 +285,27 @@ impl Running {
         let mut stdout = String::new();
         let _ = self.stdout.read_to_string(&mut stdout);
         let mut stderr = String::new();
-        let _ = self.child.stderr.take().unwrap().read_to_string(&mut stderr);
-        Done { status: self.child.wait().unwrap(), stdout, stderr }
+        let _ = self
+            .child
+            .stderr
+            .take()
+            .unwrap()
+            .read_to_string(&mut stderr);
+        Done {
+            status: self.child.wait().unwrap(),
+            stdout,
+            stderr,
+        }
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
         if let Ok(None) = self.child.try_wait() {
-            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.pid()), nix::sys::signal::Signal::SIGTERM);
+            let _ = nix::sys::signal::kill(
+                nix::unistd::Pid::from_raw(self.pid()),
+                nix::sys::signal::Signal::SIGTERM,
+            );
         }
     }
 }
@@ -248,9 +329,13 @@ pub fn monitors(corner: &Corner) -> Vec<i32> {
     let needle = corner.run_dir().display().to_string();
     let mut pids = Vec::new();
     for process in fs::read_dir("/proc").unwrap().flatten() {
-        let Ok(pid) = process.file_name().to_string_lossy().parse() else { continue };
-        let is_monitor = fs::read_to_string(process.path().join("comm")).is_ok_and(|comm| comm.trim().starts_with("vmbox-vmm"));
-        let is_ours = fs::read(process.path().join("environ")).is_ok_and(|bytes| contains(&bytes, needle.as_bytes()));
+        let Ok(pid) = process.file_name().to_string_lossy().parse() else {
+            continue;
+        };
+        let is_monitor = fs::read_to_string(process.path().join("comm"))
+            .is_ok_and(|comm| comm.trim().starts_with("vmbox-vmm"));
+        let is_ours = fs::read(process.path().join("environ"))
+            .is_ok_and(|bytes| contains(&bytes, needle.as_bytes()));
         if is_monitor && is_ours {
             pids.push(pid);
         }

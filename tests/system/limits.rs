@@ -10,27 +10,53 @@ const EAT: &str = "python3 -c 'import mmap\nm = mmap.mmap(-1, 512 << 20)\nfor i 
 fn a_container_beyond_its_memory_is_killed_and_its_neighbours_live() {
     let corner = Corner::new("memory");
     let mut neighbour = Running::start(corner.vmbox([
-        "run", "--rm", "-i", "--name", "memory-neighbour", "--memory", "256M", &image(), "sh", "-c", "echo ready; cat",
+        "run",
+        "--rm",
+        "-i",
+        "--name",
+        "memory-neighbour",
+        "--memory",
+        "256M",
+        &image(),
+        "sh",
+        "-c",
+        "echo ready; cat",
     ]));
     let script = format!("exec {EAT}");
-    corner.sh(&["--pod", "memory-neighbour", "--memory", "64M"], &script).exits(137);
+    corner
+        .sh(&["--pod", "memory-neighbour", "--memory", "64M"], &script)
+        .exits(137);
     neighbour.say("still here");
     assert_eq!(neighbour.hear(), "still here");
-    corner.sh(&["--pod", "memory-neighbour"], "echo agent lives").exits(0);
+    corner
+        .sh(&["--pod", "memory-neighbour"], "echo agent lives")
+        .exits(0);
     neighbour.finish().exits(0);
 }
 
 #[test]
 fn a_container_alone_beyond_its_memory_is_killed_with_137() {
     let corner = Corner::new("memory-alone");
-    corner.sh(&["--memory", "64M"], &format!("exec {EAT}")).exits(137);
+    corner
+        .sh(&["--memory", "64M"], &format!("exec {EAT}"))
+        .exits(137);
 }
 
 #[test]
 fn a_fork_bomb_ends_with_eagain_and_the_pod_is_usable() {
     let corner = Corner::new("pids");
     let pod = Running::start(corner.vmbox([
-        "run", "--rm", "-i", "--name", "pids-pod", "--memory", "256M", &image(), "sh", "-c", "echo ready; cat",
+        "run",
+        "--rm",
+        "-i",
+        "--name",
+        "pids-pod",
+        "--memory",
+        "256M",
+        &image(),
+        "sh",
+        "-c",
+        "echo ready; cat",
     ]));
     let bomb = "python3 -c '
 import os, errno, signal
@@ -43,7 +69,9 @@ try:
 except OSError as e:
     print(errno.errorcode[e.errno], n, flush=True)
 '";
-    let out = corner.sh(&["--pod", "pids-pod", "--pids-limit", "40"], bomb).exits(0);
+    let out = corner
+        .sh(&["--pod", "pids-pod", "--pids-limit", "40"], bomb)
+        .exits(0);
     let (code, forks) = out.trim().split_once(' ').unwrap();
     assert_eq!(code, "EAGAIN");
     assert!((30..=40).contains(&forks.parse::<u32>().unwrap()), "{out}");
@@ -71,7 +99,12 @@ print(spin(10) / 10)
 #[test]
 fn cpus_and_memory_are_what_was_asked_for() {
     let corner = Corner::new("size");
-    let out = corner.sh(&["--cpus", "2", "--memory", "300M"], "nproc; cat /sys/fs/cgroup/memory.max").exits(0);
+    let out = corner
+        .sh(
+            &["--cpus", "2", "--memory", "300M"],
+            "nproc; cat /sys/fs/cgroup/memory.max",
+        )
+        .exits(0);
     assert_eq!(out, format!("2\n{}\n", 300 << 20));
 }
 
@@ -79,13 +112,35 @@ fn cpus_and_memory_are_what_was_asked_for() {
 fn freed_memory_returns_to_the_host() {
     let corner = Corner::new("reporting");
     let script = "python3 -c 'import mmap\nm = mmap.mmap(-1, 200 << 20)\nfor i in range(0, len(m), 4096): m[i] = 1'; echo ready; cat";
-    let running = Running::start(corner.vmbox(["run", "--rm", "-i", "--memory", "400M", &image(), "sh", "-c", script]));
+    let running = Running::start(corner.vmbox([
+        "run",
+        "--rm",
+        "-i",
+        "--memory",
+        "400M",
+        &image(),
+        "sh",
+        "-c",
+        script,
+    ]));
     let monitor = crate::kit::monitors(&corner)[0];
     let rss_mib = || {
         let status = std::fs::read_to_string(format!("/proc/{monitor}/status")).unwrap();
-        let kib: u64 = status.lines().find(|l| l.starts_with("VmRSS")).unwrap().split_whitespace().nth(1).unwrap().parse().unwrap();
+        let kib: u64 = status
+            .lines()
+            .find(|l| l.starts_with("VmRSS"))
+            .unwrap()
+            .split_whitespace()
+            .nth(1)
+            .unwrap()
+            .parse()
+            .unwrap();
         kib >> 10
     };
-    assert!(eventually(Duration::from_secs(60), || rss_mib() < 150), "the monitor still holds {} MiB", rss_mib());
+    assert!(
+        eventually(Duration::from_secs(60), || rss_mib() < 150),
+        "the monitor still holds {} MiB",
+        rss_mib()
+    );
     running.finish().exits(0);
 }

@@ -1,6 +1,7 @@
 //! The system tests: what a user of vmbox was promised, tried on real KVM with real guests.
 //!
 //! Run by `cargo dev test`, inside a host whose KVM works; see `tests/README.md`.
+#![allow(clippy::unwrap_used)]
 
 mod bad_input;
 mod faults;

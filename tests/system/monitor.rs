@@ -29,17 +29,49 @@ fn config(corner: &Corner, vcpus: u8, memory_mib: u32) -> VmConfig {
     }
 }
 
-fn spawn(corner: &Corner, config: &VmConfig) -> Child {
+/// A monitor that does not outlive its test.
+struct Monitor(Option<Child>);
+
+impl Monitor {
+    fn child(&mut self) -> &mut Child {
+        self.0.as_mut().unwrap()
+    }
+}
+
+impl Drop for Monitor {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.0.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn spawn(corner: &Corner, config: &VmConfig) -> Monitor {
     let file = corner.path("vm.json");
     fs::write(&file, serde_json::to_string(config).unwrap()).unwrap();
-    Command::new(product().join("vmbox-vmm")).arg("--config").arg(file).stderr(Stdio::piped()).spawn().unwrap()
+    let mut command = Command::new(product().join("vmbox-vmm"));
+    Monitor(Some(
+        command
+            .arg("--config")
+            .arg(file)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap(),
+    ))
 }
 
 #[track_caller]
-fn ends(child: Child, reason: ExitReason, words: &[&str]) {
-    let out = child.wait_with_output().unwrap();
+fn ends(mut monitor: Monitor, reason: ExitReason, words: &[&str]) {
+    let out = monitor.0.take().unwrap().wait_with_output().unwrap();
     let stderr = String::from_utf8_lossy(&out.stderr);
-    assert_eq!(out.status.code(), Some(i32::from(reason.status())), "{stderr}");
+    assert_eq!(
+        out.status.code(),
+        Some(i32::from(reason.status())),
+        "{stderr}"
+    );
     for word in words {
         assert!(stderr.contains(word), "no {word:?} in: {stderr}");
     }
@@ -52,17 +84,35 @@ fn serial(corner: &Corner) -> String {
 /// Boots with `vcpus` and `memory_mib`, and asserts what the kernel says of them.
 fn boots(name: &'static str, vcpus: u8, memory_mib: u32) {
     let corner = Corner::new(name);
-    let config = VmConfig { cmdline: "loglevel=7 ignore_loglevel".into(), ..config(&corner, vcpus, memory_mib) };
-    let mut child = spawn(&corner, &config);
+    let config = VmConfig {
+        cmdline: "loglevel=7 ignore_loglevel".into(),
+        ..config(&corner, vcpus, memory_mib)
+    };
+    let mut monitor = spawn(&corner, &config);
     let up = || serial(&corner).contains("Run /init as init process");
-    assert!(eventually(PATIENCE, || up() || child.try_wait().unwrap().is_some()) && up(), "{}", serial(&corner));
+    assert!(
+        eventually(PATIENCE, || up()
+            || monitor.child().try_wait().unwrap().is_some())
+            && up(),
+        "{}",
+        serial(&corner)
+    );
     let log = serial(&corner);
-    assert!(log.contains(&format!("smp: Brought up 1 node, {vcpus} CPU")), "{log}");
-    let kib = log.split("Memory: ").nth(1).and_then(|rest| rest.split(['/', ' ']).nth(1)).unwrap().trim_end_matches(|c: char| !c.is_ascii_digit());
+    assert!(
+        log.contains(&format!("smp: Brought up 1 node, {vcpus} CPU")),
+        "{log}"
+    );
+    let kib = log
+        .split("Memory: ")
+        .nth(1)
+        .and_then(|rest| rest.split(['/', ' ']).nth(1))
+        .unwrap()
+        .trim_end_matches(|c: char| !c.is_ascii_digit());
     let total_mib = kib.parse::<u64>().unwrap() >> 10;
-    assert!(total_mib + 4 >= u64::from(memory_mib), "{total_mib} of {memory_mib} MiB");
-    let _ = child.kill();
-    let _ = child.wait();
+    assert!(
+        total_mib + 4 >= u64::from(memory_mib),
+        "{total_mib} of {memory_mib} MiB"
+    );
 }
 
 #[test]
@@ -93,51 +143,102 @@ fn largest_guest_boots() {
 #[test]
 fn sizes_out_of_bounds_are_bad_configuration() {
     let corner = Corner::new("vm-bounds");
-    ends(spawn(&corner, &config(&corner, 0, 128)), ExitReason::BadConfig, &["32"]);
-    ends(spawn(&corner, &config(&corner, 33, 128)), ExitReason::BadConfig, &["32"]);
-    ends(spawn(&corner, &config(&corner, 1, 1)), ExitReason::BadConfig, &["32"]);
-    ends(spawn(&corner, &config(&corner, 1, 65537)), ExitReason::BadConfig, &["65536"]);
+    ends(
+        spawn(&corner, &config(&corner, 0, 128)),
+        ExitReason::BadConfig,
+        &["32"],
+    );
+    ends(
+        spawn(&corner, &config(&corner, 33, 128)),
+        ExitReason::BadConfig,
+        &["32"],
+    );
+    ends(
+        spawn(&corner, &config(&corner, 1, 1)),
+        ExitReason::BadConfig,
+        &["32"],
+    );
+    ends(
+        spawn(&corner, &config(&corner, 1, 65537)),
+        ExitReason::BadConfig,
+        &["65536"],
+    );
 }
 
 #[test]
 fn text_is_not_a_kernel() {
     let corner = Corner::new("vm-text");
     fs::write(corner.path("text"), "hello\n").unwrap();
-    let config = VmConfig { kernel: corner.path("text"), ..config(&corner, 1, 128) };
-    ends(spawn(&corner, &config), ExitReason::BadKernel, &["text", "ELF"]);
+    let config = VmConfig {
+        kernel: corner.path("text"),
+        ..config(&corner, 1, 128)
+    };
+    ends(
+        spawn(&corner, &config),
+        ExitReason::BadKernel,
+        &["text", "ELF"],
+    );
 }
 
 #[test]
 fn absent_kernel_is_named() {
     let corner = Corner::new("vm-absent");
-    let config = VmConfig { kernel: PathBuf::from("/no/such/kernel"), ..config(&corner, 1, 128) };
-    ends(spawn(&corner, &config), ExitReason::BadKernel, &["/no/such/kernel"]);
+    let config = VmConfig {
+        kernel: PathBuf::from("/no/such/kernel"),
+        ..config(&corner, 1, 128)
+    };
+    ends(
+        spawn(&corner, &config),
+        ExitReason::BadKernel,
+        &["/no/such/kernel"],
+    );
 }
 
 #[test]
 fn a_guest_without_init_panics_and_says_so() {
     let corner = Corner::new("vm-panic");
-    let config = VmConfig { initrd: None, serial: None, ..config(&corner, 1, 128) };
+    let config = VmConfig {
+        initrd: None,
+        serial: None,
+        ..config(&corner, 1, 128)
+    };
     ends(spawn(&corner, &config), ExitReason::GuestPanic, &["panic"]);
 }
 
 #[test]
 fn control_socket_pauses_resumes_counts_and_stops() {
     let corner = Corner::new("vm-control");
-    let bundle = VmConfig { cmdline: "rdinit=/no/init panic=0".into(), initrd: None, ..config(&corner, 2, 128) };
-    let mut child = spawn(&corner, &bundle);
+    let bundle = VmConfig {
+        cmdline: "rdinit=/no/init panic=0".into(),
+        initrd: None,
+        ..config(&corner, 2, 128)
+    };
+    let mut monitor = spawn(&corner, &bundle);
     let socket = corner.path("control.sock");
-    assert!(eventually(PATIENCE, || UnixStream::connect(&socket).is_ok()), "no control socket");
+    assert!(
+        eventually(PATIENCE, || UnixStream::connect(&socket).is_ok()),
+        "no control socket"
+    );
     let mut control = Talk::to(&socket);
+    let mut runs =
+        || matches!(control.ask(&Control::Stats), Reply::Stats(stats) if stats.exits > 0);
+    assert!(eventually(PATIENCE, &mut runs), "the guest never ran");
     assert_eq!(control.ask(&Control::Pause), Reply::Ok);
-    let Reply::Stats(paused) = control.ask(&Control::Stats) else { panic!("no stats") };
-    assert!(paused.paused && paused.exits > 0);
-    let Reply::Stats(later) = control.ask(&Control::Stats) else { panic!("no stats") };
+    let Reply::Stats(paused) = control.ask(&Control::Stats) else {
+        panic!("no stats")
+    };
+    assert!(paused.paused);
+    let Reply::Stats(later) = control.ask(&Control::Stats) else {
+        panic!("no stats")
+    };
     assert_eq!(later.exits, paused.exits, "a paused guest ran");
     assert_eq!(control.ask(&Control::Resume), Reply::Ok);
-    assert!(matches!(control.say("{\"op\":\"fly\"}"), Reply::Error { .. }));
+    assert!(matches!(
+        control.say("{\"op\":\"fly\"}"),
+        Reply::Error { .. }
+    ));
     assert_eq!(control.ask(&Control::Stop), Reply::Ok);
-    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_eq!(monitor.child().wait().unwrap().code(), Some(0));
     assert!(!socket.exists(), "the control socket is left");
 }
 

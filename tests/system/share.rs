@@ -8,8 +8,10 @@ const PJDFSTEST_PASSES: u32 = 384;
 #[test]
 fn pjdfstest_passes_what_virtiofsd_passes() {
     let corner = Corner::new("pjdfstest");
-    let script = "mkdir /work && chmod 755 /work && cd /work && pjdfstest -c /usr/local/share/pjdfstest.toml -p /work 2>&1 | tail -n 60";
-    let out = corner.sh(&["--memory", "512M", "--cap-add", "ALL", "--security-opt", "seccomp=unconfined"], script).stdout;
+    let script = "mkdir -m 755 /work /dev/shm/second && cd /work && pjdfstest -c /usr/local/share/pjdfstest.toml -p /work -s /dev/shm/second 2>&1 | tail -n 400";
+    let out = corner
+        .sh(&["--memory", "512M", "--cap-add", "ALL"], script)
+        .stdout;
     let passed = number_before(&out, "passed");
     let failed = number_before(&out, "failed");
     println!("pjdfstest: {passed} passed, {failed} failed");
@@ -19,17 +21,46 @@ fn pjdfstest_passes_what_virtiofsd_passes() {
 /// The number that stands before `word` in the last line which has both.
 fn number_before(text: &str, word: &str) -> u32 {
     let found = |line: &str| {
-        let words: Vec<_> = line.split(|c: char| !c.is_alphanumeric()).filter(|w| !w.is_empty()).collect();
-        words.windows(2).find(|pair| pair[1] == word).and_then(|pair| pair[0].parse().ok())
+        let words: Vec<_> = line
+            .split(|c: char| !c.is_alphanumeric())
+            .filter(|w| !w.is_empty())
+            .collect();
+        words
+            .windows(2)
+            .find(|pair| pair[1] == word)
+            .and_then(|pair| pair[0].parse().ok())
     };
-    text.lines().rev().find_map(found).unwrap_or_else(|| panic!("no number before {word:?} in:\n{text}"))
+    text.lines()
+        .rev()
+        .find_map(found)
+        .unwrap_or_else(|| panic!("no number before {word:?} in:\n{text}"))
 }
 
 fn fsx(corner: &Corner, dax: &str, mmap: bool) {
-    let config = if mmap { "[weights]\n" } else { "[weights]\nmapread = 0\nmapwrite = 0\n" };
-    let script = format!("printf '{config}' > /fsx.toml; fsx -f /fsx.toml -N 20000 -S 42 /fsx.data");
-    let done = corner.run(["--rm", "--memory", "256M", "--dax-window", dax, &image(), "sh", "-c", &script]);
-    assert!(done.status.success(), "dax {dax}, mmap {mmap}:\n{}\n{}", done.stdout, done.stderr);
+    let config = if mmap {
+        "[weights]\n"
+    } else {
+        "[weights]\nmapread = 0\nmapwrite = 0\n"
+    };
+    let script =
+        format!("printf '{config}' > /fsx.toml; fsx -f /fsx.toml -N 20000 -S 42 /fsx.data");
+    let done = corner.run([
+        "--rm",
+        "--memory",
+        "256M",
+        "--dax-window",
+        dax,
+        &image(),
+        "sh",
+        "-c",
+        &script,
+    ]);
+    assert!(
+        done.status.success(),
+        "dax {dax}, mmap {mmap}:\n{}\n{}",
+        done.stdout,
+        done.stderr
+    );
 }
 
 #[test]

@@ -13,7 +13,12 @@ use crate::kit::{Corner, Done, Running, image};
 #[test]
 fn a_container_prints_what_it_is() {
     let corner = Corner::new("prints");
-    let out = corner.sh(&[], ". /etc/os-release; echo $ID; uname -r; ls -d /proc/[0-9]* | wc -l").exits(0);
+    let out = corner
+        .sh(
+            &[],
+            ". /etc/os-release; echo $ID; uname -r; ls -d /proc/[0-9]* | wc -l",
+        )
+        .exits(0);
     let lines: Vec<_> = out.lines().collect();
     assert_eq!(lines[0], "debian");
     assert!(lines[1].starts_with("6.12."), "{out}");
@@ -29,14 +34,20 @@ fn exit_code_is_the_containers() {
 #[test]
 fn signal_is_128_and_its_number() {
     let corner = Corner::new("exit-signal");
-    corner.sh(&[], "(kill -9 $$) ; sh -c 'kill -15 $$'; exit $?").exits(143);
+    corner
+        .sh(&[], "(kill -9 $$) ; sh -c 'kill -15 $$'; exit $?")
+        .exits(143);
 }
 
 #[test]
 fn missing_command_is_127_and_directory_is_126() {
     let corner = Corner::new("exit-127");
     let missing = corner.run(["--rm", &image(), "no-such-command"]);
-    assert!(missing.stderr.contains("no-such-command"), "{}", missing.stderr);
+    assert!(
+        missing.stderr.contains("no-such-command"),
+        "{}",
+        missing.stderr
+    );
     missing.exits(127);
     corner.run(["--rm", &image(), "/etc"]).exits(126);
 }
@@ -45,13 +56,28 @@ fn missing_command_is_127_and_directory_is_126() {
 fn stdout_and_stderr_are_separate() {
     let corner = Corner::new("separate");
     let done = corner.sh(&[], "echo out; echo err >&2");
-    assert_eq!((done.stdout.as_str(), done.stderr.as_str()), ("out\n", "err\n"));
+    assert_eq!(
+        (done.stdout.as_str(), done.stderr.as_str()),
+        ("out\n", "err\n")
+    );
 }
 
 #[test]
 fn environment_directory_and_user_are_as_asked() {
     let corner = Corner::new("env");
-    let out = corner.sh(&["-e", "WORD=two words", "-w", "/usr/share", "--user", "1234:99"], "echo $WORD; pwd; id -u; id -g").exits(0);
+    let out = corner
+        .sh(
+            &[
+                "-e",
+                "WORD=two words",
+                "-w",
+                "/usr/share",
+                "--user",
+                "1234:99",
+            ],
+            "echo $WORD; pwd; id -u; id -g",
+        )
+        .exits(0);
     assert_eq!(out, "two words\n/usr/share\n1234\n99\n");
 }
 
@@ -93,7 +119,13 @@ struct Digest(std::process::Child);
 
 impl Digest {
     fn new() -> Self {
-        Self(std::process::Command::new("sha256sum").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap())
+        Self(
+            std::process::Command::new("sha256sum")
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap(),
+        )
     }
 
     fn update(&mut self, bytes: &[u8]) {
@@ -109,9 +141,26 @@ impl Digest {
 #[test]
 fn last_line_is_never_lost_in_200_runs() {
     let corner = Corner::new("last-line");
-    let pod = Running::start(corner.vmbox(["run", "--rm", "-i", "--name", "last-line", "--memory", "512M", &image(), "sh", "-c", "echo ready; cat"]));
+    let pod = Running::start(corner.vmbox([
+        "run",
+        "--rm",
+        "-i",
+        "--name",
+        "last-line",
+        "--memory",
+        "512M",
+        &image(),
+        "sh",
+        "-c",
+        "echo ready; cat",
+    ]));
     for run in 0..200 {
-        let out = corner.sh(&["--pod", "last-line"], "i=0; while [ $i -lt 1000 ]; do i=$((i+1)); echo line $i; done").exits(0);
+        let out = corner
+            .sh(
+                &["--pod", "last-line"],
+                "i=0; while [ $i -lt 1000 ]; do i=$((i+1)); echo line $i; done",
+            )
+            .exits(0);
         assert_eq!(out.lines().count(), 1000, "run {run}");
         assert_eq!(out.lines().last(), Some("line 1000"), "run {run}");
     }
@@ -130,7 +179,14 @@ fn sigterm_is_forwarded() {
 #[test]
 fn closed_stdout_does_not_hang() {
     let corner = Corner::new("epipe");
-    let mut command = corner.vmbox(["run", "--rm", &image(), "sh", "-c", "yes | head -c 10000000; exit 3"]);
+    let mut command = corner.vmbox([
+        "run",
+        "--rm",
+        &image(),
+        "sh",
+        "-c",
+        "yes | head -c 10000000; exit 3",
+    ]);
     let mut child = command.spawn().unwrap();
     drop(child.stdout.take());
     assert!(child.wait().unwrap().code().is_some());
@@ -139,11 +195,19 @@ fn closed_stdout_does_not_hang() {
 #[test]
 fn terminal_works_and_resizes() {
     let corner = Corner::new("terminal");
-    let size = nix::pty::Winsize { ws_row: 33, ws_col: 111, ws_xpixel: 0, ws_ypixel: 0 };
+    let size = nix::pty::Winsize {
+        ws_row: 33,
+        ws_col: 111,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
     let pty = nix::pty::openpty(Some(&size), None).unwrap();
     let script = "test -t 0 && test -t 1 && test -t 2 && stty size; trap 'stty size; exit 5' WINCH; echo ready; while :; do sleep 0.1; done";
     let mut command = corner.vmbox(["run", "--rm", "-it", &image(), "sh", "-c", script]);
-    command.stdin(pty.slave.try_clone().unwrap()).stdout(pty.slave.try_clone().unwrap()).stderr(pty.slave);
+    command
+        .stdin(pty.slave.try_clone().unwrap())
+        .stdout(pty.slave.try_clone().unwrap())
+        .stderr(pty.slave);
     let mut child = command.spawn().unwrap();
     drop(command);
     let mut terminal = std::fs::File::from(pty.master);
@@ -153,7 +217,11 @@ fn terminal_works_and_resizes() {
     nix::ioctl_write_ptr_bad!(set_size, nix::libc::TIOCSWINSZ, nix::pty::Winsize);
     // SAFETY: the descriptor is an open pty and `larger` outlives the call.
     unsafe { set_size(terminal.as_raw_fd(), &larger) }.unwrap();
-    kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGWINCH).unwrap();
+    kill(
+        Pid::from_raw(i32::try_from(child.id()).unwrap()),
+        Signal::SIGWINCH,
+    )
+    .unwrap();
     let second = read_until(&mut terminal, "44 111");
     assert!(second.contains("44 111"), "{second}");
     assert_eq!(child.wait().unwrap().code(), Some(5));
@@ -174,8 +242,19 @@ fn read_until(terminal: &mut std::fs::File, word: &str) -> String {
 fn timing_names_every_phase() {
     let corner = Corner::new("timing");
     let done = corner.sh(&["--timing"], "echo hello");
-    for phase in ["monitor", "KVM", "kernel entry", "agent ready", "container start", "first byte"] {
-        assert!(done.stderr.to_lowercase().contains(&phase.to_lowercase()), "no {phase} in: {}", done.stderr);
+    for phase in [
+        "monitor",
+        "KVM",
+        "kernel entry",
+        "agent ready",
+        "container start",
+        "first byte",
+    ] {
+        assert!(
+            done.stderr.to_lowercase().contains(&phase.to_lowercase()),
+            "no {phase} in: {}",
+            done.stderr
+        );
     }
     done.exits(0);
 }

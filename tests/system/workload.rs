@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::kit::{Corner, image};
+use crate::kit::Corner;
 
 #[test]
 fn apt_reads_a_repository() {
@@ -19,7 +19,10 @@ apt-cache policy coreutils | grep -q 'copy:/repo'
 apt-cache pkgnames | wc -l
 grep -c ^Package: /repo/Packages"#;
     let out = corner.sh(&["--memory", "256M"], script).exits(0);
-    let counts: Vec<u32> = out.lines().map(|line| line.trim().parse().unwrap()).collect();
+    let counts: Vec<u32> = out
+        .lines()
+        .map(|line| line.trim().parse().unwrap())
+        .collect();
     assert!(counts[0] >= counts[1] && counts[1] > 50, "{out}");
 }
 
@@ -33,7 +36,12 @@ def work(n): return hashlib.sha256(str(n).encode()).hexdigest()
 if __name__ == \"__main__\":
     with Pool(4) as pool: print(len(set(pool.map(work, range(2000)))))
 '";
-    assert_eq!(corner.sh(&["--cpus", "2", "--memory", "256M"], script).exits(0), "2000\n");
+    assert_eq!(
+        corner
+            .sh(&["--cpus", "2", "--memory", "256M"], script)
+            .exits(0),
+        "2000\n"
+    );
 }
 
 #[test]
@@ -49,9 +57,17 @@ fn fio_verifies_on_a_disk() {
     let disk = corner.path("disk.img");
     fs::File::create(&disk).unwrap().set_len(64 << 20).unwrap();
     let script = "fio --name=v --filename=/dev/vda --size=64m --rw=randwrite --bs=4k --verify=crc32c --do_verify=1 --verify_fatal=1 --direct=1 --ioengine=psync --minimal >/dev/null && echo ok";
-    let out = corner.sh(&["--memory", "256M", "--disk", disk.to_str().unwrap()], script).exits(0);
+    let out = corner
+        .sh(
+            &["--memory", "256M", "--disk", disk.to_str().unwrap()],
+            script,
+        )
+        .exits(0);
     assert_eq!(out, "ok\n");
-    assert!(fs::read(&disk).unwrap().iter().any(|&byte| byte != 0), "nothing reached the file");
+    assert!(
+        fs::read(&disk).unwrap().iter().any(|&byte| byte != 0),
+        "nothing reached the file"
+    );
 }
 
 #[test]

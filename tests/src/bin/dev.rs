@@ -1,6 +1,6 @@
 //! `cargo dev`: the developer tool.
 
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -117,9 +117,8 @@ fn in_host(workspace: &Workspace, flavour: Flavour, command: Vec<String>) -> Res
 fn bench(workspace: &Workspace, arguments: &[String]) -> Result<i32> {
     let images = debian::container_images(workspace)?;
     product::build(workspace, Profile::Release)?;
-    let mut cargo: Command = product::static_cargo(workspace, "build");
-    vmbox_tests::shell::run(cargo.args(["--release", "--package", "vmbox-benches"]))?;
-    let program = product::binaries(workspace, Profile::Release).join("vmbox-benches");
+    let program =
+        product::binaries(workspace, &["vmbox-benches"], "release")?.join("vmbox-benches");
     let host = test_host::emulated(workspace, Flavour::Counting { shift: 0 })?;
     let mut argv = vec![program.display().to_string()];
     argv.extend_from_slice(arguments);

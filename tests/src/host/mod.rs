@@ -23,8 +23,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::debian;
 use crate::hostd::{Plan, SharePlan};
-use crate::product::{Profile, binaries, static_cargo};
-use crate::shell::{need, run};
+use crate::product::binaries;
+use crate::shell::need;
 use crate::workspace::{Workspace, lock, make_dir, open_lock, say};
 
 pub use client::Output;
@@ -151,13 +151,7 @@ fn dir(workspace: &Workspace, flavour: Flavour) -> PathBuf {
 
 /// Builds the program that is PID 1 and daemon of the host.
 fn daemon(workspace: &Workspace) -> Result<PathBuf> {
-    run(static_cargo(workspace, "build").args([
-        "--package",
-        "vmbox-tests",
-        "--bin",
-        "vmbox-hostd",
-    ]))?;
-    Ok(binaries(workspace, Profile::Debug).join("vmbox-hostd"))
+    Ok(binaries(workspace, &["vmbox-tests"], "dev")?.join("vmbox-hostd"))
 }
 
 fn identity(image: &Path, daemon: &Path) -> Result<String> {

@@ -107,7 +107,7 @@ impl Machine<'_> {
                     "-accel",
                     "tcg,thread=multi",
                     "-cpu",
-                    "max,+svm",
+                    "max,+svm,-xsave",
                     "-smp",
                     "2",
                 ]);
@@ -121,7 +121,7 @@ impl Machine<'_> {
                     "-icount",
                     &format!("shift={shift},sleep=off"),
                 ]);
-                qemu.args(["-cpu", "EPYC-v1,+svm", "-smp", "1"]);
+                qemu.args(["-cpu", "EPYC-v1,+svm,-xsave", "-smp", "1"]);
                 " tsc=reliable clocksource=tsc"
             }
         };

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! A guest holds on to descriptors here: one for each inode in its cache and one for each open file. The only bound is
-//! RLIMIT_NOFILE, which [`Fs::new`] raises; beyond it the guest gets ENFILE, and the monitor must not need descriptors.
+//! RLIMIT_NOFILE, which [`Fs::new`] raises; beyond it the guest gets EMFILE, and the monitor must not need descriptors.
 //! It also keeps mounts busy that its inodes lie on: the host must unmount them lazily.
 
 mod dax;
@@ -204,13 +204,23 @@ fn padded_tag(tag: &str) -> Option<[u8; TAG_LENGTH]> {
     Some(padded)
 }
 
+/// As high as the kernel lets us: `fs.nr_open` where we may raise the hard limit, else that limit.
 fn raise_descriptor_limit() {
     let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit {
-        current: limit.maximum,
-        maximum: limit.maximum,
+    let ceiling = std::fs::read_to_string("/proc/sys/fs/nr_open")
+        .ok()
+        .and_then(|text| text.trim().parse().ok());
+    let highest = [ceiling.max(limit.maximum), limit.maximum];
+    let raise = |maximum| {
+        setrlimit(
+            Resource::Nofile,
+            Rlimit {
+                current: maximum,
+                maximum,
+            },
+        )
     };
-    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+    if let Err(error) = raise(highest[0]).or_else(|_| raise(highest[1])) {
         tracing::warn!(%error, "could not raise the limit of open files");
     }
 }

@@ -39,10 +39,10 @@ pub fn prepare_vm(vm: &Vm) -> Result<(), KvmError> {
 /// What the kernel must be told about this platform.
 pub fn platform_options(serial: bool) -> &'static str {
     // reboot=k: the only way to reset here is the keyboard controller. rcu_expedited: waits of tens of milliseconds at boot
-    // become microseconds. swiotlb=noforce: saves 64 MiB above 4 GiB of RAM, no device here has an address limit.
+    // become microseconds. ttynull: PID 1 gets a console that discards. swiotlb=noforce: saves 64 MiB above 4 GiB of RAM, no device here has an address limit.
     if serial {
         "reboot=k tsc=reliable swiotlb=noforce rcupdate.rcu_expedited=1 console=ttyS0"
     } else {
-        "reboot=k tsc=reliable swiotlb=noforce rcupdate.rcu_expedited=1 quiet 8250.nr_uarts=0"
+        "reboot=k tsc=reliable swiotlb=noforce rcupdate.rcu_expedited=1 quiet console=ttynull 8250.nr_uarts=0"
     }
 }
