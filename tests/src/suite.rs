@@ -20,10 +20,18 @@ pub enum Tier {
     System,
     /// Both.
     All,
+    /// The fuzz targets, a minute each; an extra, not part of `all`.
+    Fuzz,
 }
 
 /// Runs them; the test runner's closing line is the last. Returns its exit code.
 pub fn run_tests(workspace: &Workspace, tier: Tier, filter: &[String]) -> Result<i32> {
+    if tier == Tier::Fuzz {
+        say("fuzz targets, a minute each");
+        let mut fuzz = std::process::Command::new(workspace.root.join("tests/fuzz/run"));
+        run(fuzz.arg("60").args(filter))?;
+        return Ok(0);
+    }
     if tier != Tier::System {
         say("unit tests");
         let mut cargo =
