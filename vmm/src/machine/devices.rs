@@ -3,6 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 
 use vm_memory::GuestAddress;
@@ -119,13 +120,18 @@ pub fn vsock(config: &VsockConfig) -> Result<Vsock, AssembleError> {
     })
 }
 
-/// The serial console, writing to the end of a file, FIFO or terminal.
+/// The serial console, writing to the end of a file, FIFO (with a reader) or terminal. What these don't take at once
+/// is lost.
 pub fn serial(vm: &Vm, path: &std::path::Path) -> Result<Serial, AssembleError> {
     let failed =
         |source| AssembleError::device(format!("serial console {}", path.display()), source);
     let output: File = OpenOptions::new()
         .append(true)
         .create(true)
+        // The umask is 0 by now if there is a share.
+        .mode(0o600)
+        // A FIFO or terminal that nobody empties must not hold a vCPU; O_NOCTTY: nor may one send us signals.
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
         .open(path)
         .map_err(failed)?;
     let irq = EventFd::new(EFD_NONBLOCK).map_err(failed)?;
