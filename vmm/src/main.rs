@@ -1,7 +1,7 @@
 //! `vmbox-vmm`: reads a VmConfig, boots it, lives until the guest ends.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -30,6 +30,8 @@ fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .without_time()
+        // It would say on stderr, and panic there, that stderr is gone.
+        .log_internal_errors(false)
         .init();
     match parse_arguments() {
         Ok(Command::Version) => {
@@ -59,7 +61,8 @@ fn probe() -> ExitCode {
 }
 
 fn bad_config(error: &anyhow::Error) -> ExitCode {
-    eprintln!("vmbox-vmm: {error:#}");
+    // Not eprintln, which panics if nobody reads.
+    let _ = writeln!(std::io::stderr(), "vmbox-vmm: {error:#}");
     ExitCode::from(ExitReason::BadConfig.status())
 }
 
