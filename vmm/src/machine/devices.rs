@@ -11,7 +11,7 @@ use vmbox_config::{DiskConfig, ShareConfig, VsockConfig};
 use vmbox_devices::balloon::{self, BalloonHandle, Reclaim};
 use vmbox_devices::blk::Blk;
 use vmbox_devices::device::GuestRam;
-use vmbox_devices::fs::{DaxMapper, DaxWindow, Fs, FsConfig};
+use vmbox_devices::fs::{DaxMapper, DaxWindow, Fs, FsConfig, FsError};
 use vmbox_devices::legacy::serial::Serial;
 use vmbox_devices::vsock::Vsock;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -93,9 +93,15 @@ pub fn share(config: &ShareConfig, window: Option<DaxWindow>) -> Result<Fs, Asse
         dax: window,
     })
     .map_err(|error| {
+        // The kind tells a wrong path from a failing host.
+        let kind = match &error {
+            FsError::Root { source, .. } => source.kind(),
+            FsError::Tag(_) | FsError::Window(_) => io::ErrorKind::InvalidInput,
+            FsError::Proc(_) => io::ErrorKind::Other,
+        };
         AssembleError::device(
             format!("share {}", config.path.display()),
-            io::Error::other(error),
+            io::Error::new(kind, error),
         )
     })
 }
