@@ -191,7 +191,9 @@ impl Handler for BalloonHandler {
         match served {
             Ok(()) => Served::Done,
             Err(e) => {
-                tracing::warn!(error = %e, "balloon device");
+                if queue.may_warn() {
+                    tracing::warn!(error = %e, "balloon device");
+                }
                 Served::Broken
             }
         }

@@ -209,6 +209,11 @@ impl Virtqueue {
             .map_err(|e| ring_error(self.index, &e))
     }
 
+    /// See [`Interrupt::may_warn`].
+    pub fn may_warn(&self) -> bool {
+        self.interrupt.may_warn()
+    }
+
     /// Puts the chain popped last back, for a device that can't serve it yet.
     pub fn undo_pop(&mut self) {
         self.queue.go_to_previous_position();

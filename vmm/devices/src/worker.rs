@@ -330,9 +330,11 @@ impl Loop {
 
     /// The handler stays, idle, until the transport detaches it at the driver's reset.
     fn give_up(&mut self, id: u64, reason: &str) {
-        tracing::warn!(reason, "a device needs a reset");
         self.stop_waking(id);
         if let Some(serving) = self.serving.get(&id) {
+            if serving.interrupt.may_warn() {
+                tracing::warn!(reason, "a device needs a reset");
+            }
             serving.interrupt.needs_reset();
         }
     }

@@ -133,7 +133,9 @@ impl Handler for BlkHandler {
         {
             Ok(()) => Served::Done,
             Err(e) => {
-                tracing::warn!(error = %e, "block device");
+                if self.queue.may_warn() {
+                    tracing::warn!(error = %e, "block device");
+                }
                 Served::Broken
             }
         }

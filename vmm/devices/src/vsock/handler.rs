@@ -194,7 +194,9 @@ impl Handler for VsockHandler {
             Ok(()) => Served::Done,
             Err(error) => {
                 self.broken = true;
-                tracing::warn!(%error, "vsock: broken ring");
+                if self.tx.may_warn() {
+                    tracing::warn!(%error, "vsock: broken ring");
+                }
                 Served::Broken
             }
         }
