@@ -25,6 +25,7 @@ enum ConfigSource {
 fn main() -> ExitCode {
     let started_ns = monotonic_ns();
     vmbox_vmm::tune_allocator();
+    vmbox_vmm::reserve_descriptors();
     tracing_subscriber::fmt()
         .with_max_level(tracing::Level::WARN)
         .with_writer(std::io::stderr)
