@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::sync::Arc;
 
 use vm_memory::GuestAddress;
@@ -128,10 +129,19 @@ pub fn vsock(config: &VsockConfig) -> Result<Vsock, AssembleError> {
 
 /// The serial console, writing to the end of a file, FIFO (with a reader) or terminal. What these don't take at once
 /// is lost.
-pub fn serial(vm: &Vm, path: &std::path::Path) -> Result<Serial, AssembleError> {
+pub fn serial(vm: &Vm, path: &Path) -> Result<Serial, AssembleError> {
     let failed =
         |source| AssembleError::device(format!("serial console {}", path.display()), source);
-    let output: File = OpenOptions::new()
+    let output = open_output(path).map_err(failed)?;
+    let irq = EventFd::new(EFD_NONBLOCK).map_err(failed)?;
+    vm.fd()
+        .register_irqfd(&irq, Ports::SERIAL_IRQ)
+        .map_err(|errno| failed(io::Error::from(errno)))?;
+    Ok(Serial::new(Box::new(output), irq))
+}
+
+fn open_output(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
         .append(true)
         .create(true)
         // The umask is 0 by now if there is a share.
@@ -139,10 +149,28 @@ pub fn serial(vm: &Vm, path: &std::path::Path) -> Result<Serial, AssembleError> 
         // A FIFO or terminal that nobody empties must not hold a vCPU; O_NOCTTY: nor may one send us signals.
         .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
         .open(path)
-        .map_err(failed)?;
-    let irq = EventFd::new(EFD_NONBLOCK).map_err(failed)?;
-    vm.fd()
-        .register_irqfd(&irq, Ports::SERIAL_IRQ)
-        .map_err(|errno| failed(io::Error::from(errno)))?;
-    Ok(Serial::new(Box::new(output), irq))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use nix::sys::stat::Mode;
+
+    use super::*;
+
+    #[test]
+    fn a_serial_fifo_that_nobody_empties_does_not_block() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("console");
+        nix::unistd::mkfifo(&path, Mode::S_IRWXU).unwrap();
+        let _reader = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(&path)
+            .unwrap();
+        let mut output = open_output(&path).unwrap();
+        let error = output.write_all(&vec![b'x'; 4 << 20]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+    }
 }
