@@ -18,4 +18,4 @@ mod tuning;
 pub mod vcpu;
 
 pub use inherited::adopt;
-pub use tuning::tune_allocator;
+pub use tuning::{reserve_descriptors, tune_allocator};

@@ -1,7 +1,7 @@
 //! `vmbox-vmm`: reads a VmConfig, boots it, lives until the guest ends.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -25,11 +25,14 @@ enum ConfigSource {
 fn main() -> ExitCode {
     let started_ns = monotonic_ns();
     vmbox_vmm::tune_allocator();
+    vmbox_vmm::reserve_descriptors();
     tracing_subscriber::fmt()
         .with_max_level(tracing::Level::WARN)
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .without_time()
+        // It would say on stderr, and panic there, that stderr is gone.
+        .log_internal_errors(false)
         .init();
     match parse_arguments() {
         Ok(Command::Version) => {
@@ -59,7 +62,8 @@ fn probe() -> ExitCode {
 }
 
 fn bad_config(error: &anyhow::Error) -> ExitCode {
-    eprintln!("vmbox-vmm: {error:#}");
+    // Not eprintln, which panics if nobody reads.
+    let _ = writeln!(std::io::stderr(), "vmbox-vmm: {error:#}");
     ExitCode::from(ExitReason::BadConfig.status())
 }
 

@@ -34,15 +34,15 @@ impl Reporter {
 
     /// The VM has ended: the last event, and a line for people if it is bad news.
     pub fn exit(&mut self, ending: &Ending, guest_log: Vec<String>) {
-        match ending.reason {
-            ExitReason::Ended => {}
-            _ => eprintln!("vmbox-vmm: {}", ending.message),
-        }
         self.send(&Event::Exit {
             reason: ending.reason,
             message: ending.message.clone(),
             guest_log,
         });
+        if ending.reason != ExitReason::Ended {
+            // Not eprintln, which panics if nobody reads; the event has told.
+            let _ = writeln!(std::io::stderr(), "vmbox-vmm: {}", ending.message);
+        }
     }
 
     fn send(&mut self, event: &Event) {

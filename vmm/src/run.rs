@@ -19,52 +19,59 @@ use crate::report::{Reporter, monotonic_ns};
 /// Boots `config` and lives until its guest ends, reporting on the way. `started_ns` is when `main` was entered.
 /// Returns the process's exit status.
 pub fn run(config: &VmConfig, started_ns: u64) -> u8 {
-    let adopted = adopt_all(config);
-    let (events, lifeline, refused) = match adopted {
-        Ok((events, lifeline)) => (events, lifeline, None),
-        Err(ending) => (None, None, Some(ending)),
+    // Before all that can fail: without it nobody hears of the failure.
+    let (events, refused) = match take("event_fd", config.event_fd) {
+        Ok(events) => (events, None),
+        Err(ending) => (None, Some(ending)),
     };
     let mut reporter = Reporter::new(events);
     reporter.phase_at(Phase::MonitorStarted, started_ns);
-    let (ending, guest_log) = match refused {
-        Some(ending) => (ending, Vec::new()),
-        None => live(config, lifeline, &mut reporter, started_ns),
+    let lifeline = match refused {
+        Some(ending) => Err(ending),
+        None => take_lifeline(config),
     };
-    reporter.exit(&ending, guest_log);
-    ending.reason.status()
+    let reason = match lifeline {
+        Ok(lifeline) => live(config, lifeline, &mut reporter, started_ns),
+        Err(ending) => {
+            reporter.exit(&ending, Vec::new());
+            ending.reason
+        }
+    };
+    reason.status()
 }
 
-fn adopt_all(config: &VmConfig) -> Result<(Option<OwnedFd>, Option<OwnedFd>), Ending> {
-    let take = |name: &str, fd: Option<i32>| {
-        fd.map(adopt).transpose().map_err(|error| {
-            Ending::new(
-                ExitReason::BadConfig,
-                format!("configuration: {name} can't be used: {error}"),
-            )
-        })
-    };
+fn take_lifeline(config: &VmConfig) -> Result<Option<OwnedFd>, Ending> {
     if config.event_fd.is_some() && config.event_fd == config.lifeline_fd {
         return Err(Ending::new(
             ExitReason::BadConfig,
             "configuration: event_fd and lifeline_fd are the same",
         ));
     }
-    Ok((
-        take("event_fd", config.event_fd)?,
-        take("lifeline_fd", config.lifeline_fd)?,
-    ))
+    take("lifeline_fd", config.lifeline_fd)
 }
 
-/// From nothing to the ending, with the guest's last words.
+fn take(name: &str, fd: Option<i32>) -> Result<Option<OwnedFd>, Ending> {
+    fd.map(adopt).transpose().map_err(|error| {
+        Ending::new(
+            ExitReason::BadConfig,
+            format!("configuration: {name} can't be used: {error}"),
+        )
+    })
+}
+
+/// From nothing to the ending, which is reported with the guest's last words.
 fn live(
     config: &VmConfig,
     lifeline: Option<OwnedFd>,
     reporter: &mut Reporter,
     started_ns: u64,
-) -> (Ending, Vec<String>) {
+) -> ExitReason {
     let mut monitor = match Monitor::start(config, lifeline, started_ns) {
         Ok(monitor) => monitor,
-        Err(ending) => return (ending, Vec::new()),
+        Err(ending) => {
+            reporter.exit(&ending, Vec::new());
+            return ending.reason;
+        }
     };
     reporter.phase(Phase::KvmReady);
     reporter.phase(Phase::KernelEntry);
@@ -72,7 +79,10 @@ fn live(
     let ending = monitor.until_the_end();
     monitor.machine.halt();
     let remains = monitor.machine.remains();
-    (judge(ending, &remains), remains.log)
+    let ending = judge(ending, &remains);
+    // Before the monitor is dropped: that waits for devices, which may be busy on a slow disk.
+    reporter.exit(&ending, remains.log);
+    ending.reason
 }
 
 /// A reset may have been the last act of a panic; only the guest's log tells.
@@ -248,7 +258,24 @@ fn block_signals() -> nix::Result<SignalFd> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+    use std::os::fd::IntoRawFd;
+
     use super::*;
+
+    #[test]
+    fn a_lifeline_that_is_not_open_is_told_to_the_owner() {
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        let mut config: VmConfig =
+            serde_json::from_str(r#"{"kernel":"k","vcpus":1,"memory_mib":64}"#).unwrap();
+        config.event_fd = Some(OwnedFd::from(writer).into_raw_fd());
+        config.lifeline_fd = Some(i32::MAX);
+        assert_eq!(run(&config, 0), ExitReason::BadConfig.status());
+        let mut events = String::new();
+        reader.read_to_string(&mut events).unwrap();
+        let last = events.lines().last().unwrap();
+        assert!(last.contains("lifeline_fd can't be used"), "{last}");
+    }
 
     fn remains(panic: Option<&str>) -> Remains {
         Remains {

@@ -27,7 +27,8 @@ const QUEUE_SIZE: u16 = 128;
 const PAGE_BYTES: u64 = 4096;
 const PAGES_PER_MIB: u32 = 256;
 /// Page numbers taken from one chain; Linux sends 256. The rest of a longer chain is not looked at.
-const PAGES_MAX: usize = 64 * 1024;
+/// Each page may be a system call of its own.
+const PAGES_MAX: usize = 1024;
 /// Free ranges taken from one chain; Linux sends 32.
 const RANGES_MAX: usize = 512;
 /// Page numbers read from guest memory at once.
@@ -190,7 +191,9 @@ impl Handler for BalloonHandler {
         match served {
             Ok(()) => Served::Done,
             Err(e) => {
-                tracing::warn!(error = %e, "balloon device");
+                if queue.may_warn() {
+                    tracing::warn!(error = %e, "balloon device");
+                }
                 Served::Broken
             }
         }

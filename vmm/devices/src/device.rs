@@ -104,6 +104,9 @@ pub trait Interrupt: Send + Sync {
     fn signal_config(&self);
     /// Sets DEVICE_NEEDS_RESET (virtio 1.2 §2.1.2) and notifies: the rings can't be trusted any more.
     fn needs_reset(&self);
+    /// Takes one from the device's small stock of warnings, which lasts for the life of the VM: a driver can break its
+    /// rings and reset the device as often as it likes, and must not fill the host's log.
+    fn may_warn(&self) -> bool;
 }
 
 /// A device at work: owned and called by one worker thread, dropped at reset.

@@ -3,6 +3,7 @@
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::GuestMemoryMmap;
@@ -35,6 +36,28 @@ pub struct Virtqueue {
 
 /// How many times the ring's length [`Virtqueue::drain`] serves before it lets the worker's other duties run.
 const ROUNDS: u32 = 2;
+/// How long it does so: a single chain may be worth a megabyte of disk.
+const TURN: Duration = Duration::from_millis(5);
+
+/// What is left of a call of [`Virtqueue::drain`].
+struct Budget {
+    chains: u32,
+    until: Instant,
+}
+
+impl Budget {
+    fn take(&mut self) -> bool {
+        if self.is_spent() {
+            return false;
+        }
+        self.chains -= 1;
+        true
+    }
+
+    fn is_spent(&self) -> bool {
+        self.chains == 0 || Instant::now() >= self.until
+    }
+}
 
 impl Virtqueue {
     /// Wraps a queue that the driver has configured.
@@ -122,22 +145,25 @@ impl Virtqueue {
     }
 
     /// Pops and serves every available chain, with kicks switched off meanwhile, then interrupts once.
-    /// `serve` returns the number of bytes it wrote into the chain. After a few rings' worth of chains it
-    /// returns too and goes on by a kick of its own, if it has one ([`Virtqueue::kick_with`]).
+    /// `serve` returns the number of bytes it wrote into the chain. After a few rings' worth of chains or
+    /// a few milliseconds it returns too and goes on by a kick of its own, if it has one ([`Virtqueue::kick_with`]).
     ///
     /// # Errors
     /// As [`Virtqueue::pop`]; what was served before is completed and notified.
     pub fn drain(&mut self, mut serve: impl FnMut(Chain) -> u32) -> Result<(), RingError> {
-        let mut left = ROUNDS * u32::from(self.queue.size());
+        let mut budget = self.kick.is_some().then(|| Budget {
+            chains: ROUNDS * u32::from(self.queue.size()),
+            until: Instant::now() + TURN,
+        });
         loop {
             self.disable_kicks()?;
-            let served = self.serve_available(&mut serve, &mut left);
+            let served = self.serve_available(&mut serve, budget.as_mut());
             self.notify()?;
             served?;
             if !self.enable_kicks()? {
                 return Ok(());
             }
-            if left == 0
+            if budget.as_ref().is_some_and(Budget::is_spent)
                 && let Some(kick) = &self.kick
             {
                 // A full counter (the only possible failure) wakes the worker as well.
@@ -150,13 +176,12 @@ impl Virtqueue {
     fn serve_available(
         &mut self,
         serve: &mut impl FnMut(Chain) -> u32,
-        left: &mut u32,
+        mut budget: Option<&mut Budget>,
     ) -> Result<(), RingError> {
-        while *left > 0 || self.kick.is_none() {
+        while budget.as_mut().is_none_or(|budget| budget.take()) {
             let Some(chain) = self.pop()? else {
                 return Ok(());
             };
-            *left = left.saturating_sub(1);
             let head = chain.head_index();
             let written = serve(chain);
             self.complete(head, written)?;
@@ -184,6 +209,11 @@ impl Virtqueue {
             .map_err(|e| ring_error(self.index, &e))
     }
 
+    /// See [`Interrupt::may_warn`].
+    pub fn may_warn(&self) -> bool {
+        self.interrupt.may_warn()
+    }
+
     /// Puts the chain popped last back, for a device that can't serve it yet.
     pub fn undo_pop(&mut self) {
         self.queue.go_to_previous_position();
@@ -194,5 +224,37 @@ fn ring_error(index: u16, source: &virtio_queue::Error) -> RingError {
     RingError {
         index,
         what: source.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vmm_sys_util::eventfd::EFD_NONBLOCK;
+
+    use super::*;
+    use crate::testing::{DriverQueue, FakeInterrupt, ram};
+
+    #[test]
+    fn a_slow_chain_ends_the_turn_and_the_rest_is_served_after_a_kick() {
+        let mut driver = DriverQueue::new(&ram(2), 0, 8);
+        let mut queue = driver.virtqueue(Arc::new(FakeInterrupt::default()));
+        let kick = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
+        queue.kick_with(kick.clone());
+        for _ in 0..3 {
+            let buffer = driver.readable(b"x");
+            driver.add(&[buffer]);
+        }
+        let mut served = 0;
+        let mut slow = |_: Chain| {
+            served += 1;
+            let end = Instant::now() + TURN;
+            while Instant::now() < end {}
+            0
+        };
+        queue.drain(&mut slow).unwrap();
+        assert_eq!(kick.read().unwrap(), 1);
+        queue.drain(&mut slow).unwrap();
+        queue.drain(&mut slow).unwrap();
+        assert_eq!(served, 3);
     }
 }

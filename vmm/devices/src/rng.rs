@@ -81,7 +81,9 @@ impl Handler for RngHandler {
         match self.queue.drain(|chain| fill(&chain, &self.source)) {
             Ok(()) => Served::Done,
             Err(e) => {
-                tracing::warn!(error = %e, "entropy device");
+                if self.queue.may_warn() {
+                    tracing::warn!(error = %e, "entropy device");
+                }
                 Served::Broken
             }
         }

@@ -97,6 +97,10 @@ impl Interrupt for FakeInterrupt {
     fn needs_reset(&self) {
         self.needs_reset.store(true, Ordering::SeqCst);
     }
+
+    fn may_warn(&self) -> bool {
+        true
+    }
 }
 
 /// One buffer of a chain, in guest RAM.

@@ -16,8 +16,11 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, Sender, SyncSender, TryRecvError, channel, sync_channel};
+use std::sync::mpsc::{
+    Receiver, RecvTimeoutError, Sender, SyncSender, TryRecvError, channel, sync_channel,
+};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -30,6 +33,14 @@ const STACK_BYTES: usize = 256 * 1024;
 const BATCH: usize = 32;
 /// The key of the worker's own wake-up; registrations count up from one.
 const WAKE: u64 = 0;
+
+/// How long [`WorkerHandle::pause`] waits for a handler.
+const PAUSE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// A device is still busy.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a device did not stop within {} s", PAUSE_DEADLINE.as_secs())]
+pub struct NotPaused;
 
 /// A thread that serves handlers. Dropping it stops and joins the thread and drops what it served.
 pub struct Worker {
@@ -136,8 +147,18 @@ impl WorkerHandle {
 
     /// Stops serving; returns when no handler is being called any more. What happens meanwhile is served
     /// after [`WorkerHandle::resume`].
-    pub fn pause(&self) {
-        self.send_and_wait(|done| Command::Pause { done });
+    ///
+    /// # Errors
+    /// [`NotPaused`]: a handler has not returned for five seconds. It stops when it does, unless it is resumed.
+    pub fn pause(&self) -> Result<(), NotPaused> {
+        match self
+            .ask(|done| Command::Pause { done })
+            .recv_timeout(PAUSE_DEADLINE)
+        {
+            // If the worker is gone, nothing is served for good.
+            Ok(()) | Err(RecvTimeoutError::Disconnected) => Ok(()),
+            Err(RecvTimeoutError::Timeout) => Err(NotPaused),
+        }
     }
 
     /// Serves again.
@@ -155,19 +176,19 @@ impl WorkerHandle {
         }
     }
 
-    fn send_and_wait(&self, command: impl FnOnce(SyncSender<()>) -> Command) {
+    fn ask(&self, command: impl FnOnce(SyncSender<()>) -> Command) -> Receiver<()> {
         let (done, wait) = sync_channel(1);
         self.send(command(done));
-        // An error says that the worker is gone, and with it all it served.
-        let _ = wait.recv();
+        wait
     }
 }
 
 impl Drop for Attachment {
     fn drop(&mut self) {
         let id = self.id;
-        self.worker
-            .send_and_wait(|done| Command::Detach { id, done });
+        let detached = self.worker.ask(|done| Command::Detach { id, done });
+        // An error says that the worker is gone, and with it all it served.
+        let _ = detached.recv();
     }
 }
 
@@ -309,9 +330,11 @@ impl Loop {
 
     /// The handler stays, idle, until the transport detaches it at the driver's reset.
     fn give_up(&mut self, id: u64, reason: &str) {
-        tracing::warn!(reason, "a device needs a reset");
         self.stop_waking(id);
         if let Some(serving) = self.serving.get(&id) {
+            if serving.interrupt.may_warn() {
+                tracing::warn!(reason, "a device needs a reset");
+            }
             serving.interrupt.needs_reset();
         }
     }

@@ -82,9 +82,9 @@ impl Fixture {
 
     /// Returns when the worker has looked at everything that was ready before.
     fn settle(&self) {
-        self.worker.handle().pause();
+        self.worker.handle().pause().unwrap();
         self.worker.handle().resume();
-        self.worker.handle().pause();
+        self.worker.handle().pause().unwrap();
         self.worker.handle().resume();
     }
 }
@@ -152,7 +152,7 @@ fn a_broken_handler_asks_for_a_reset_and_is_left_alone() {
 #[test]
 fn nothing_is_served_while_paused_and_nothing_is_lost() {
     let worker = Fixture::new(Served::Done, Vec::new());
-    worker.worker.handle().pause();
+    worker.worker.handle().pause().unwrap();
     worker.kick.write(1).unwrap();
     assert!(worker.seen.recv_timeout(Duration::from_millis(50)).is_err());
     worker.worker.handle().resume();
@@ -162,7 +162,7 @@ fn nothing_is_served_while_paused_and_nothing_is_lost() {
 #[test]
 fn a_paused_worker_still_detaches() {
     let mut worker = Fixture::new(Served::Done, Vec::new());
-    worker.worker.handle().pause();
+    worker.worker.handle().pause().unwrap();
     worker.attachment = None;
     assert_eq!(worker.seen.try_recv().unwrap(), Seen::Dropped);
 }
@@ -212,7 +212,7 @@ fn a_descriptor_number_that_is_used_again_is_a_new_source() {
     worker.settle();
     let (second, second_peer) = UnixStream::pair().unwrap();
     // The copy takes the lowest free number, which is the closed one's unless another test was faster.
-    worker.worker.handle().pause();
+    worker.worker.handle().pause().unwrap();
     drop(first);
     let second = second.try_clone().unwrap();
     *worker.sources.lock().unwrap() = vec![readable(&second, 2)];

@@ -179,10 +179,12 @@ impl AssembleError {
             Self::Boot(_) => ExitReason::BadKernel,
             Self::Kvm(_) => ExitReason::NoKvm,
             Self::Memory(_) => ExitReason::NoMemory,
-            Self::Device { source, .. } if source.kind() == io::ErrorKind::NotFound => {
-                ExitReason::BadConfig
-            }
-            Self::Device { .. } => ExitReason::HostFailure,
+            Self::Device { source, .. } => match source.kind() {
+                io::ErrorKind::NotFound
+                | io::ErrorKind::NotADirectory
+                | io::ErrorKind::InvalidInput => ExitReason::BadConfig,
+                _ => ExitReason::HostFailure,
+            },
         };
         let mut message = self.to_string();
         let mut cause = std::error::Error::source(self);
@@ -194,5 +196,25 @@ impl AssembleError {
             cause = error.source();
         }
         Ending::new(reason, message)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vmbox_config::ShareConfig;
+
+    use super::*;
+
+    #[test]
+    fn a_missing_shared_directory_is_a_bad_configuration() {
+        let config: ShareConfig =
+            serde_json::from_str(r#"{"tag":"t","path":"/nowhere/at/all"}"#).unwrap();
+        let ending = devices::share(&config, None).err().unwrap().ending();
+        assert_eq!(ending.reason, ExitReason::BadConfig);
+        assert!(
+            ending.message.contains("/nowhere/at/all"),
+            "{}",
+            ending.message
+        );
     }
 }

@@ -3,6 +3,8 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::sync::Arc;
 
 use vm_memory::GuestAddress;
@@ -10,7 +12,7 @@ use vmbox_config::{DiskConfig, ShareConfig, VsockConfig};
 use vmbox_devices::balloon::{self, BalloonHandle, Reclaim};
 use vmbox_devices::blk::Blk;
 use vmbox_devices::device::GuestRam;
-use vmbox_devices::fs::{DaxMapper, DaxWindow, Fs, FsConfig};
+use vmbox_devices::fs::{DaxMapper, DaxWindow, Fs, FsConfig, FsError};
 use vmbox_devices::legacy::serial::Serial;
 use vmbox_devices::vsock::Vsock;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -92,9 +94,15 @@ pub fn share(config: &ShareConfig, window: Option<DaxWindow>) -> Result<Fs, Asse
         dax: window,
     })
     .map_err(|error| {
+        // The kind tells a wrong path from a failing host.
+        let kind = match &error {
+            FsError::Root { source, .. } => source.kind(),
+            FsError::Tag(_) | FsError::Window(_) => io::ErrorKind::InvalidInput,
+            FsError::Proc(_) => io::ErrorKind::Other,
+        };
         AssembleError::device(
             format!("share {}", config.path.display()),
-            io::Error::other(error),
+            io::Error::new(kind, error),
         )
     })
 }
@@ -119,18 +127,50 @@ pub fn vsock(config: &VsockConfig) -> Result<Vsock, AssembleError> {
     })
 }
 
-/// The serial console, writing to the end of a file, FIFO or terminal.
-pub fn serial(vm: &Vm, path: &std::path::Path) -> Result<Serial, AssembleError> {
+/// The serial console, writing to the end of a file, FIFO (with a reader) or terminal. What these don't take at once
+/// is lost.
+pub fn serial(vm: &Vm, path: &Path) -> Result<Serial, AssembleError> {
     let failed =
         |source| AssembleError::device(format!("serial console {}", path.display()), source);
-    let output: File = OpenOptions::new()
-        .append(true)
-        .create(true)
-        .open(path)
-        .map_err(failed)?;
+    let output = open_output(path).map_err(failed)?;
     let irq = EventFd::new(EFD_NONBLOCK).map_err(failed)?;
     vm.fd()
         .register_irqfd(&irq, Ports::SERIAL_IRQ)
         .map_err(|errno| failed(io::Error::from(errno)))?;
     Ok(Serial::new(Box::new(output), irq))
+}
+
+fn open_output(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .append(true)
+        .create(true)
+        // The umask is 0 by now if there is a share.
+        .mode(0o600)
+        // A FIFO or terminal that nobody empties must not hold a vCPU; O_NOCTTY: nor may one send us signals.
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+        .open(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use nix::sys::stat::Mode;
+
+    use super::*;
+
+    #[test]
+    fn a_serial_fifo_that_nobody_empties_does_not_block() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("console");
+        nix::unistd::mkfifo(&path, Mode::S_IRWXU).unwrap();
+        let _reader = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(&path)
+            .unwrap();
+        let mut output = open_output(&path).unwrap();
+        let error = output.write_all(&vec![b'x'; 4 << 20]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+    }
 }

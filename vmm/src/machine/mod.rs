@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 use vm_memory::{Bytes, GuestAddress};
 use vmbox_config::Stats;
 use vmbox_devices::device::GuestRam;
-use vmbox_devices::worker::Worker;
+use vmbox_devices::worker::{NotPaused, Worker};
 
 use self::board::Bus;
 use self::devices::Balloon;
@@ -21,6 +21,17 @@ use crate::memory::layout::Region;
 use crate::ramoops::{self, Remains};
 use crate::vcpu::Vcpus;
 use crate::vcpu::gate::NotParked;
+
+/// Why the guest could not be paused.
+#[derive(Debug, thiserror::Error)]
+pub enum PauseError {
+    /// A vCPU does not leave the guest.
+    #[error(transparent)]
+    Vcpus(#[from] NotParked),
+    /// A device does not come to an end.
+    #[error(transparent)]
+    Devices(#[from] NotPaused),
+}
 
 /// A booted or bootable VM. Fields are dropped in this order: first nobody runs guest code any more, then no device is
 /// served, then the memory goes.
@@ -73,11 +84,14 @@ impl Machine {
     /// Stops vCPUs, then devices. When it returns, nothing of the guest moves.
     ///
     /// # Errors
-    /// A vCPU does not leave the guest.
-    pub fn pause(&self) -> Result<(), NotParked> {
+    /// See [`PauseError`]; the guest runs on.
+    pub fn pause(&self) -> Result<(), PauseError> {
         self.with_vcpus(Vcpus::pause).unwrap_or(Ok(()))?;
         for worker in &self.workers {
-            worker.handle().pause();
+            if let Err(error) = worker.handle().pause() {
+                self.resume();
+                return Err(error.into());
+            }
         }
         Ok(())
     }

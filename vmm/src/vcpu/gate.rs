@@ -78,6 +78,12 @@ impl Gate {
         }
     }
 
+    /// Called by a vCPU thread that ends without being told to: it will never run again, which is as good as parked.
+    pub fn gone(&self) {
+        *self.lock() += 1;
+        self.changed.notify_all();
+    }
+
     /// Opens the gate.
     pub fn resume(&self) {
         self.want(RUNNING);
@@ -151,6 +157,15 @@ mod tests {
         for thread in threads {
             thread.join().unwrap();
         }
+    }
+
+    #[test]
+    fn a_vcpu_that_has_ended_counts_as_parked() {
+        let gate = Gate::new(1);
+        gate.resume();
+        gate.gone();
+        gate.begin_pause();
+        gate.wait_parked().unwrap();
     }
 
     #[test]

@@ -74,11 +74,15 @@ impl Vcpus {
     /// Takes every vCPU out of the guest; returns when all have left it.
     ///
     /// # Errors
-    /// A vCPU did not come back in time.
+    /// A vCPU did not come back in time; then all run again.
     pub fn pause(&self) -> Result<(), NotParked> {
         self.gate.begin_pause();
         self.kick();
-        self.gate.wait_parked()
+        let parked = self.gate.wait_parked();
+        if parked.is_err() {
+            self.gate.resume();
+        }
+        parked
     }
 
     /// Whether the vCPUs are parked, or on their way there.

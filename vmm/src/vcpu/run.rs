@@ -29,6 +29,7 @@ impl VcpuThread {
         while self.gate.admit() == Admission::Run {
             if let Some(end) = self.enter() {
                 self.ending.propose(Ending::of_guest(self.id, end));
+                self.gate.gone();
                 return;
             }
         }

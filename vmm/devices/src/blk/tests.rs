@@ -314,12 +314,20 @@ fn a_head_beyond_the_ring_breaks_the_device() {
 }
 
 #[test]
+fn the_logical_block_stays_a_sector() {
+    let features = Fixture::new(false).device.profile().features;
+    const BLK_SIZE: u64 = 1 << 6;
+    assert_eq!(features & BLK_SIZE, 0);
+}
+
+#[test]
 fn configuration_space_tells_the_capacity_and_ends() {
     let disk = Fixture::new(false);
     let mut config = [0xff; 64];
     disk.device.read_config(0, &mut config);
     assert_eq!(config[..8], SECTORS.to_le_bytes());
-    assert_eq!(config[20..24], 4096u32.to_le_bytes());
+    assert_eq!(config[24], 3, "a physical block is 2^3 sectors");
+    assert_eq!(config[26..28], 8u16.to_le_bytes());
     assert_eq!(config[60..], [0; 4]);
     disk.device.read_config(u64::MAX, &mut config);
     assert_eq!(config, [0; 64]);

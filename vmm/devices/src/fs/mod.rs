@@ -179,7 +179,9 @@ impl Handler for FsHandler {
         match queue.drain(|chain| self.session.serve(&self.memory, chain)) {
             Ok(()) => Served::Done,
             Err(error) => {
-                tracing::warn!(%error, "the guest broke a virtio-fs queue");
+                if queue.may_warn() {
+                    tracing::warn!(%error, "the guest broke a virtio-fs queue");
+                }
                 Served::Broken
             }
         }

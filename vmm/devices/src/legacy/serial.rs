@@ -8,7 +8,7 @@ use vmm_sys_util::eventfd::EventFd;
 /// Number of registers: ports on x86, bytes of MMIO elsewhere.
 pub const REGISTERS: u64 = 8;
 
-/// A UART whose output goes to a writer. Called by vCPU threads, one at a time; blocks if the writer does.
+/// A UART whose output goes to a writer. Called by vCPU threads, one at a time; blocks if the writer does, so the writer shouldn't.
 pub struct Serial {
     uart: vm_superio::Serial<Irq, vm_superio::serial::NoEvents, Box<dyn Write + Send>>,
 }

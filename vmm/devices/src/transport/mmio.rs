@@ -341,11 +341,13 @@ impl MmioTransport {
                 self.status = next;
                 self.signal.go_live();
                 if let Err(reason) = self.activate() {
-                    tracing::warn!(
-                        device = self.profile.name,
-                        reason,
-                        "the driver's set-up can't be used"
-                    );
+                    if self.signal.may_warn() {
+                        tracing::warn!(
+                            device = self.profile.name,
+                            reason,
+                            "the driver's set-up can't be used"
+                        );
+                    }
                     self.signal.needs_reset();
                 }
             }

@@ -11,6 +11,8 @@ use crate::device::Interrupt;
 const USED_BUFFER: u32 = 1;
 /// InterruptStatus bit 1: a configuration change notification.
 const CONFIGURATION: u32 = 2;
+/// What a driver can make the device say in the host's log: a few mistakes, each told twice (handler and worker).
+const WARNINGS: u32 = 16;
 
 /// Shared by the transport (vCPU threads) and the handler (its worker): atomics only, so nobody waits.
 pub(super) struct Signal {
@@ -18,6 +20,7 @@ pub(super) struct Signal {
     generation: AtomicU32,
     live: AtomicBool,
     needs_reset: AtomicBool,
+    warnings_left: AtomicU32,
     irq: EventFd,
 }
 
@@ -28,6 +31,7 @@ impl Signal {
             generation: AtomicU32::new(0),
             live: AtomicBool::new(false),
             needs_reset: AtomicBool::new(false),
+            warnings_left: AtomicU32::new(WARNINGS),
             irq,
         }
     }
@@ -57,7 +61,8 @@ impl Signal {
         self.live.store(true, Ordering::SeqCst);
     }
 
-    /// Back to the state after power-on, except for the generation, which only ever grows.
+    /// Back to the state after power-on, except for the generation, which only ever grows, and the warnings, which
+    /// only ever shrink.
     pub(super) fn reset(&self) {
         self.live.store(false, Ordering::SeqCst);
         self.needs_reset.store(false, Ordering::SeqCst);
@@ -93,5 +98,28 @@ impl Interrupt for Signal {
     fn needs_reset(&self) {
         self.needs_reset.store(true, Ordering::SeqCst);
         self.raise(CONFIGURATION);
+    }
+
+    fn may_warn(&self) -> bool {
+        let left = |left: u32| left.checked_sub(1);
+        self.warnings_left
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, left)
+            .is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vmm_sys_util::eventfd::EFD_NONBLOCK;
+
+    use super::*;
+
+    #[test]
+    fn warnings_run_out_and_a_reset_brings_none_back() {
+        let signal = Signal::new(EventFd::new(EFD_NONBLOCK).unwrap());
+        let granted = (0..2 * WARNINGS).filter(|_| signal.may_warn()).count();
+        assert_eq!(granted, WARNINGS as usize);
+        signal.reset();
+        assert!(!signal.may_warn());
     }
 }

@@ -78,6 +78,10 @@ impl VsockHandler {
         if self.tx_pending && !self.mux.owes_too_many_replies() {
             self.drain_tx()?;
             self.fill_rx()?;
+            // Kicks are off: nobody else would wake us for the rest.
+            if self.tx_pending && !self.mux.owes_too_many_replies() {
+                self.mux.call_again();
+            }
         }
         self.mux.admit();
         Ok(())
@@ -190,7 +194,9 @@ impl Handler for VsockHandler {
             Ok(()) => Served::Done,
             Err(error) => {
                 self.broken = true;
-                tracing::warn!(%error, "vsock: broken ring");
+                if self.tx.may_warn() {
+                    tracing::warn!(%error, "vsock: broken ring");
+                }
                 Served::Broken
             }
         }

@@ -20,7 +20,7 @@ use super::stream::Stream;
 /// The most connections at a time, handshakes included; each holds one file descriptor.
 pub const MAX_CONNECTIONS: usize = if cfg!(test) { 64 } else { 1024 };
 /// The most RSTs that may wait for a buffer before packets are taken from the guest again.
-const MAX_REPLIES: usize = 256;
+pub const MAX_REPLIES: usize = 256;
 /// How long the guest's RST is waited for after SHUTDOWN(both), as Linux does (`VSOCK_CLOSE_TIMEOUT`).
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(if cfg!(test) { 50 } else { 8000 });
 /// Host ports given to host programs lie above what anyone listens on.

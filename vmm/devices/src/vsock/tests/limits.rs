@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use super::*;
-use crate::vsock::mux::MAX_CONNECTIONS;
+use crate::vsock::mux::{MAX_CONNECTIONS, MAX_REPLIES};
 
 #[test]
 fn packets_for_nobody_are_refused_or_dropped() {
@@ -204,6 +204,27 @@ fn a_guest_that_takes_no_answers_is_not_listened_to() {
         }
     }
     assert!(answers >= 256, "{answers} answers: all that were owed came");
+}
+
+#[test]
+fn packets_left_in_tx_while_kicks_are_off_are_taken_without_another_kick() {
+    let mut rig = Rig::with_rings(1024);
+    let count = 3 * MAX_REPLIES as u32;
+    for src_port in 0..count {
+        let room = rig.rx.writable(2 * HEADER_LEN);
+        rig.rx.add(&[room]);
+        let header = Header {
+            src_port,
+            ..packet(op::RW)
+        };
+        let buffer = rig.tx.readable(&header.encode());
+        rig.tx.add(&[buffer]);
+    }
+    rig.kick(1);
+    assert!(rig.wait(0), "the device calls itself");
+    rig.host_event();
+    let answers = std::iter::from_fn(|| rig.rx.used()).count();
+    assert_eq!(answers, count as usize);
 }
 
 #[test]

@@ -36,10 +36,14 @@ struct Rig {
 
 impl Rig {
     fn new() -> Self {
+        Self::with_rings(128)
+    }
+
+    fn with_rings(size: u16) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut device = Vsock::new(CID, dir.path().join("vsock")).unwrap();
         let memory = ram(8);
-        let [rx, tx, events] = [0, 1, 2].map(|index| DriverQueue::new(&memory, index, 128));
+        let [rx, tx, events] = [0, 1, 2].map(|index| DriverQueue::new(&memory, index, size));
         let queues = [&rx, &tx, &events];
         let handler = device
             .activate(activation(&queues, 0, Arc::new(FakeInterrupt::default())))
