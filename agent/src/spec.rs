@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use libcontainer::oci_spec::runtime::{
-    Capabilities, Hooks, Linux, LinuxIdMapping, LinuxNamespaceType, Process, Spec,
+    Capabilities, Hooks, Linux, LinuxIdMapping, LinuxNamespaceType, LinuxSeccomp, LinuxSeccompArg,
+    LinuxSeccompArgBuilder, LinuxSeccompOperator, Process, Spec,
 };
 
 use crate::cgroup::Cgroup;
@@ -110,6 +111,9 @@ pub fn prepare(json: &[u8], id: &ContainerId, terminal: bool) -> Result<Prepared
     let process = fit_process(process, terminal)?;
     let mut linux = spec.linux().clone().ok_or(SpecError::Missing("linux"))?;
     linux.set_cgroups_path(Some(Cgroup::spec_path(id)));
+    if let Some(seccomp) = linux.seccomp_mut() {
+        fit_masked_comparisons(seccomp);
+    }
     let owner = owner(&process, &linux);
     let hooks = spec.hooks().as_ref().and_then(container_hooks);
     spec.set_process(Some(process))
@@ -166,6 +170,30 @@ fn fit_process(mut process: Process, terminal: bool) -> Result<Process, SpecErro
         process.set_capabilities(Some(capabilities));
     }
     Ok(process)
+}
+
+/// OCI's SCMP_CMP_MASKED_EQ has the mask in `value` and the datum in `valueTwo` (config-linux.md#seccomp, as runc and
+/// libseccomp); libcontainer 0.7 reads them the other way round, so they are exchanged for it.
+fn fit_masked_comparisons(seccomp: &mut LinuxSeccomp) {
+    let mut calls = seccomp.syscalls().clone();
+    for call in calls.iter_mut().flatten() {
+        let mut args = call.args().clone();
+        args.iter_mut().flatten().for_each(exchange_mask);
+        call.set_args(args);
+    }
+    seccomp.set_syscalls(calls);
+}
+
+fn exchange_mask(arg: &mut LinuxSeccompArg) {
+    if arg.op() == LinuxSeccompOperator::ScmpCmpMaskedEq {
+        *arg = LinuxSeccompArgBuilder::default()
+            .index(arg.index())
+            .value(arg.value_two().unwrap_or(0))
+            .value_two(arg.value())
+            .op(arg.op())
+            .build()
+            .expect("every field without a default is given");
+    }
 }
 
 /// prestart, createRuntime, createContainer, poststart and poststop resolve in the runtime's namespace, which is the host's
@@ -262,6 +290,22 @@ mod tests {
             .unwrap();
         assert_eq!(capabilities.effective(), &Some(Capabilities::new()));
         assert_eq!(capabilities.bounding().as_ref().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn masked_comparisons_reach_libcontainer_as_it_reads_them() {
+        let mut config = example();
+        config["linux"]["seccomp"] = json!({ "defaultAction": "SCMP_ACT_ERRNO", "syscalls": [
+            { "names": ["clone"], "action": "SCMP_ACT_ALLOW",
+              "args": [{ "index": 0, "value": 0x7e02_0000u32, "valueTwo": 0, "op": "SCMP_CMP_MASKED_EQ" }] },
+            { "names": ["personality"], "action": "SCMP_ACT_ALLOW",
+              "args": [{ "index": 0, "value": 8, "op": "SCMP_CMP_EQ" }] },
+        ]});
+        let spec = serde_json::to_value(prepared(&config).unwrap().spec).unwrap();
+        let args = |n: usize| spec["linux"]["seccomp"]["syscalls"][n]["args"][0].clone();
+        assert_eq!(args(0)["value"], 0);
+        assert_eq!(args(0)["valueTwo"], 0x7e02_0000u32);
+        assert_eq!(args(1)["value"], 8);
     }
 
     #[test]
