@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use libcontainer::oci_spec::runtime::{
-    Capabilities, Hooks, Linux, LinuxIdMapping, LinuxNamespaceType, LinuxSeccomp, LinuxSeccompArg,
-    LinuxSeccompArgBuilder, LinuxSeccompOperator, Process, Spec,
+    Capabilities, Hooks, Linux, LinuxCapabilities, LinuxIdMapping, LinuxNamespaceType,
+    LinuxSeccomp, LinuxSeccompArg, LinuxSeccompArgBuilder, LinuxSeccompOperator, Process, Spec,
 };
 
 use crate::cgroup::Cgroup;
@@ -159,17 +159,26 @@ fn fit_process(mut process: Process, terminal: bool) -> Result<Process, SpecErro
     if process.no_new_privileges() == Some(false) {
         process.set_no_new_privileges(None);
     }
-    // A set that is not named is empty; libcontainer would leave the agent's.
-    if let Some(mut capabilities) = process.capabilities().clone() {
-        let none = || Some(Capabilities::new());
-        capabilities.set_bounding(capabilities.bounding().clone().or_else(none));
-        capabilities.set_effective(capabilities.effective().clone().or_else(none));
-        capabilities.set_permitted(capabilities.permitted().clone().or_else(none));
-        capabilities.set_inheritable(capabilities.inheritable().clone().or_else(none));
-        capabilities.set_ambient(capabilities.ambient().clone().or_else(none));
-        process.set_capabilities(Some(capabilities));
-    }
+    process.set_capabilities(Some(named_capabilities(process.capabilities().as_ref())));
     Ok(process)
+}
+
+/// A set that is not named is empty (config.md#linux-process); libcontainer would leave the agent's, which has them all.
+pub fn named_capabilities(named: Option<&LinuxCapabilities>) -> LinuxCapabilities {
+    let set = |of: fn(&LinuxCapabilities) -> &Option<Capabilities>| {
+        Some(
+            named
+                .and_then(|named| of(named).clone())
+                .unwrap_or_default(),
+        )
+    };
+    let mut all = LinuxCapabilities::default();
+    all.set_bounding(set(LinuxCapabilities::bounding));
+    all.set_effective(set(LinuxCapabilities::effective));
+    all.set_permitted(set(LinuxCapabilities::permitted));
+    all.set_inheritable(set(LinuxCapabilities::inheritable));
+    all.set_ambient(set(LinuxCapabilities::ambient));
+    all
 }
 
 /// OCI's SCMP_CMP_MASKED_EQ has the mask in `value` and the datum in `valueTwo` (config-linux.md#seccomp, as runc and
@@ -306,6 +315,17 @@ mod tests {
         assert_eq!(args(0)["value"], 0);
         assert_eq!(args(0)["valueTwo"], 0x7e02_0000u32);
         assert_eq!(args(1)["value"], 8);
+    }
+
+    #[test]
+    fn a_process_without_capabilities_has_none() {
+        let json = json!({ "cwd": "/", "args": ["sh"], "user": { "uid": 0, "gid": 0 } });
+        let process = prepare_process(json.to_string().as_bytes(), false).unwrap();
+        let capabilities = process.capabilities().clone().unwrap();
+        let none = Some(Capabilities::new());
+        assert_eq!(capabilities.bounding(), &none);
+        assert_eq!(capabilities.effective(), &none);
+        assert_eq!(capabilities.permitted(), &none);
     }
 
     #[test]
