@@ -74,7 +74,7 @@ impl Warden {
 
 /// The hidden verb.
 pub fn watch(dir: &Path, terminal: Option<&Path>) -> u8 {
-    ignore_terminal_stops();
+    ignore_signals();
     let saved = terminal.and_then(|path| stdio::save(path).ok());
     // One byte: we are ready. Then nothing holds the user's standard output.
     let _ = io::stdout()
@@ -110,8 +110,17 @@ fn wait_for_the_owners_end(dir: &PodDir) {
     }
 }
 
-/// A background process that sets a terminal is stopped, unless it ignores SIGTTOU.
-fn ignore_terminal_stops() {
-    // SAFETY: SIG_IGN is a valid disposition, and no other thread exists that could rely on another.
-    unsafe { libc::signal(libc::SIGTTOU, libc::SIG_IGN) };
+/// Only the end of the pipe ends a warden: whoever ends a whole session or service still wants it cleaned up. And a
+/// background process that sets a terminal is stopped, unless it ignores SIGTTOU.
+fn ignore_signals() {
+    for signal in [
+        libc::SIGTERM,
+        libc::SIGINT,
+        libc::SIGHUP,
+        libc::SIGQUIT,
+        libc::SIGTTOU,
+    ] {
+        // SAFETY: SIG_IGN is a valid disposition, and no other thread exists that could rely on another.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
+    }
 }
