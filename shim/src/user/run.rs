@@ -322,6 +322,7 @@ fn prepare(plan: &Plan, place: Option<&rootfs::Place>, share: &Path) -> Result<V
             )
         }
     };
+    rootfs::make_working_dir(&corner.reopen(rootfs)?.proc_path(), &spec)?;
     let guest = design::for_guest(spec, &plan.id, base)?;
     for bind in &guest.binds {
         let target = bind
