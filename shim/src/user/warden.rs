@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{self, Read, Write},
+    io::{self, BufRead, Read, Write},
     path::Path,
     process::{Child, ChildStdin, Command, Stdio},
 };
@@ -111,7 +111,7 @@ struct Told {
     done: bool,
 }
 
-fn listen(pipe: impl Read, dir: &Path) -> Told {
+fn listen(pipe: impl BufRead, dir: &Path) -> Told {
     let mut told = Told {
         mine: None,
         done: false,
