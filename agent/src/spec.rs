@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use libcontainer::oci_spec::runtime::{
-    Capabilities, Hooks, Linux, LinuxIdMapping, LinuxNamespaceType, Process, Spec,
+    Capabilities, Hooks, Linux, LinuxCapabilities, LinuxIdMapping, LinuxNamespaceType,
+    LinuxSeccomp, LinuxSeccompArg, LinuxSeccompArgBuilder, LinuxSeccompOperator, Process, Spec,
 };
 
 use crate::cgroup::Cgroup;
@@ -110,6 +111,9 @@ pub fn prepare(json: &[u8], id: &ContainerId, terminal: bool) -> Result<Prepared
     let process = fit_process(process, terminal)?;
     let mut linux = spec.linux().clone().ok_or(SpecError::Missing("linux"))?;
     linux.set_cgroups_path(Some(Cgroup::spec_path(id)));
+    if let Some(seccomp) = linux.seccomp_mut() {
+        fit_masked_comparisons(seccomp);
+    }
     let owner = owner(&process, &linux);
     let hooks = spec.hooks().as_ref().and_then(container_hooks);
     spec.set_process(Some(process))
@@ -155,17 +159,50 @@ fn fit_process(mut process: Process, terminal: bool) -> Result<Process, SpecErro
     if process.no_new_privileges() == Some(false) {
         process.set_no_new_privileges(None);
     }
-    // A set that is not named is empty; libcontainer would leave the agent's.
-    if let Some(mut capabilities) = process.capabilities().clone() {
-        let none = || Some(Capabilities::new());
-        capabilities.set_bounding(capabilities.bounding().clone().or_else(none));
-        capabilities.set_effective(capabilities.effective().clone().or_else(none));
-        capabilities.set_permitted(capabilities.permitted().clone().or_else(none));
-        capabilities.set_inheritable(capabilities.inheritable().clone().or_else(none));
-        capabilities.set_ambient(capabilities.ambient().clone().or_else(none));
-        process.set_capabilities(Some(capabilities));
-    }
+    process.set_capabilities(Some(named_capabilities(process.capabilities().as_ref())));
     Ok(process)
+}
+
+/// A set that is not named is empty (config.md#linux-process); libcontainer would leave the agent's, which has them all.
+pub fn named_capabilities(named: Option<&LinuxCapabilities>) -> LinuxCapabilities {
+    let set = |of: fn(&LinuxCapabilities) -> &Option<Capabilities>| {
+        Some(
+            named
+                .and_then(|named| of(named).clone())
+                .unwrap_or_default(),
+        )
+    };
+    let mut all = LinuxCapabilities::default();
+    all.set_bounding(set(LinuxCapabilities::bounding));
+    all.set_effective(set(LinuxCapabilities::effective));
+    all.set_permitted(set(LinuxCapabilities::permitted));
+    all.set_inheritable(set(LinuxCapabilities::inheritable));
+    all.set_ambient(set(LinuxCapabilities::ambient));
+    all
+}
+
+/// OCI's SCMP_CMP_MASKED_EQ has the mask in `value` and the datum in `valueTwo` (config-linux.md#seccomp, as runc and
+/// libseccomp); libcontainer 0.7 reads them the other way round, so they are exchanged for it.
+fn fit_masked_comparisons(seccomp: &mut LinuxSeccomp) {
+    let mut calls = seccomp.syscalls().clone();
+    for call in calls.iter_mut().flatten() {
+        let mut args = call.args().clone();
+        args.iter_mut().flatten().for_each(exchange_mask);
+        call.set_args(args);
+    }
+    seccomp.set_syscalls(calls);
+}
+
+fn exchange_mask(arg: &mut LinuxSeccompArg) {
+    if arg.op() == LinuxSeccompOperator::ScmpCmpMaskedEq {
+        *arg = LinuxSeccompArgBuilder::default()
+            .index(arg.index())
+            .value(arg.value_two().unwrap_or(0))
+            .value_two(arg.value())
+            .op(arg.op())
+            .build()
+            .expect("every field without a default is given");
+    }
 }
 
 /// prestart, createRuntime, createContainer, poststart and poststop resolve in the runtime's namespace, which is the host's
@@ -262,6 +299,33 @@ mod tests {
             .unwrap();
         assert_eq!(capabilities.effective(), &Some(Capabilities::new()));
         assert_eq!(capabilities.bounding().as_ref().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn masked_comparisons_reach_libcontainer_as_it_reads_them() {
+        let mut config = example();
+        config["linux"]["seccomp"] = json!({ "defaultAction": "SCMP_ACT_ERRNO", "syscalls": [
+            { "names": ["clone"], "action": "SCMP_ACT_ALLOW",
+              "args": [{ "index": 0, "value": 0x7e02_0000u32, "valueTwo": 0, "op": "SCMP_CMP_MASKED_EQ" }] },
+            { "names": ["personality"], "action": "SCMP_ACT_ALLOW",
+              "args": [{ "index": 0, "value": 8, "op": "SCMP_CMP_EQ" }] },
+        ]});
+        let spec = serde_json::to_value(prepared(&config).unwrap().spec).unwrap();
+        let args = |n: usize| spec["linux"]["seccomp"]["syscalls"][n]["args"][0].clone();
+        assert_eq!(args(0)["value"], 0);
+        assert_eq!(args(0)["valueTwo"], 0x7e02_0000u32);
+        assert_eq!(args(1)["value"], 8);
+    }
+
+    #[test]
+    fn a_process_without_capabilities_has_none() {
+        let json = json!({ "cwd": "/", "args": ["sh"], "user": { "uid": 0, "gid": 0 } });
+        let process = prepare_process(json.to_string().as_bytes(), false).unwrap();
+        let capabilities = process.capabilities().clone().unwrap();
+        let none = Some(Capabilities::new());
+        assert_eq!(capabilities.bounding(), &none);
+        assert_eq!(capabilities.effective(), &none);
+        assert_eq!(capabilities.permitted(), &none);
     }
 
     #[test]

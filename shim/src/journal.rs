@@ -10,7 +10,7 @@
 use std::{
     fs::{self, File},
     io::{self, Write},
-    os::fd::AsFd,
+    os::{fd::AsFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -293,7 +293,16 @@ pub fn dead_pods(run: &Path) -> io::Result<Vec<(ContainerId, PodDir, File)>> {
 pub fn lock_if_dead(dir: &PodDir) -> Option<File> {
     let lock = File::open(dir.path()).ok()?;
     rustix::fs::flock(lock.as_fd(), FlockOperation::NonBlockingLockExclusive).ok()?;
-    Some(lock)
+    // It may have been removed, and even made again, before it was locked.
+    is_at(&lock, dir).then_some(lock)
+}
+
+/// Whether an open directory is still the one at the path of `dir`, not a removed one.
+pub fn is_at(open: &File, dir: &PodDir) -> bool {
+    let (Ok(open), Ok(there)) = (open.metadata(), fs::symlink_metadata(dir.path())) else {
+        return false;
+    };
+    (open.dev(), open.ino()) == (there.dev(), there.ino())
 }
 
 #[cfg(test)]
@@ -388,6 +397,19 @@ mod tests {
         drop(Journal::create(&dir).unwrap());
         undo(&dir).unwrap();
         undo(&dir).unwrap();
+    }
+
+    #[test]
+    fn a_later_pod_of_the_same_name_is_another() {
+        let run = tempfile::tempdir().unwrap();
+        let dir = pod(run.path());
+        drop(Journal::create(&dir).unwrap());
+        let first = File::open(dir.path()).unwrap();
+        assert!(is_at(&first, &dir));
+        undo(&dir).unwrap();
+        assert!(!is_at(&first, &dir));
+        let _second = Journal::create(&dir).unwrap();
+        assert!(!is_at(&first, &dir));
     }
 
     #[test]

@@ -17,6 +17,7 @@ use nix::unistd::{Gid, Uid};
 
 use super::channel::{Channel, send_on};
 use super::{Failure, Report, Request, workload};
+use crate::spec::named_capabilities;
 
 /// Names in /proc/PID/ns and what setns(2) calls them.
 const NAMESPACES: &[(&str, libc::c_int)] = &[
@@ -240,10 +241,9 @@ impl Child<'_> {
         if !no_new_privileges {
             self.filter()?;
         }
-        if let Some(wanted) = self.process.capabilities() {
-            capabilities::drop_privileges(wanted, self.syscall)
-                .map_err(|e| Failure::of("capabilities", e))?;
-        }
+        let wanted = named_capabilities(self.process.capabilities().as_ref());
+        capabilities::drop_privileges(&wanted, self.syscall)
+            .map_err(|e| Failure::of("capabilities", e))?;
         if no_new_privileges {
             self.filter()?;
         }

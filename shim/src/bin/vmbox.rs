@@ -9,6 +9,7 @@ use vmbox_shim::user::{
 };
 
 fn main() -> ExitCode {
+    show_warnings();
     match Cli::try_parse() {
         // Not `ExitCode`, which would run destructors of threads that wait for input.
         Ok(cli) => std::process::exit(user::execute(cli.verb).into()),
@@ -24,4 +25,15 @@ fn main() -> ExitCode {
             }
         },
     }
+}
+
+/// What is odd but handled is told beside the one line of a failure.
+fn show_warnings() {
+    tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::WARN)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .with_target(false)
+        .without_time()
+        .init();
 }

@@ -29,6 +29,9 @@ pub enum ContainerError {
     /// The guest ended before the container did.
     #[error("wait for the container")]
     Wait(#[source] AgentError),
+    /// It ran, but not all that it wrote reached our standard output and error.
+    #[error("write the container's output")]
+    Output(#[source] std::io::Error),
     /// The user gave up before it was started.
     #[error("interrupted by signal {0}")]
     Interrupted(u32),
@@ -69,7 +72,7 @@ struct Streams {
 /// Runs a container until its process has ended and all of its output has been handed on.
 ///
 /// # Errors
-/// It could not be made or started, or the guest ended first.
+/// It could not be made or started, the guest ended first, or some of its output was lost.
 pub async fn run(
     agent: &Agent,
     launch: &Launch<'_>,
@@ -95,13 +98,16 @@ pub async fn run(
     let exit = wait(agent, launch, signals)
         .await
         .map_err(ContainerError::Wait);
+    let mut handed_on = Ok(());
     for output in streams.outputs {
-        output.drained().await;
+        handed_on = handed_on.and(output.drained().await);
     }
     // The thread that reads our standard input ends with us: exit never waits for input.
     drop(streams.stdin);
     launch.timing.mark("exit");
-    exit
+    let exit = exit?;
+    handed_on.map_err(ContainerError::Output)?;
+    Ok(exit)
 }
 
 fn listen(launch: &Launch<'_>) -> std::io::Result<Streams> {
@@ -213,5 +219,7 @@ mod tests {
         );
         assert_eq!(exit_code_of_refusal(&refused(ttrpc::Code::INTERNAL)), 125);
         assert_eq!(exit_code_of_refusal(&ContainerError::Interrupted(2)), 130);
+        let full = ContainerError::Output(std::io::ErrorKind::StorageFull.into());
+        assert_eq!(exit_code_of_refusal(&full), 125);
     }
 }

@@ -277,6 +277,7 @@ fn refuse_unsupported(spec: &Spec) -> Result<(), DesignError> {
     let refuse = |what: &str| Err(DesignError::Unsupported(what.to_owned()));
     if let Some(hooks) = spec.hooks() {
         let lists = [
+            hooks.prestart(),
             hooks.create_runtime(),
             hooks.create_container(),
             hooks.start_container(),
@@ -447,6 +448,18 @@ mod tests {
         value["linux"] =
             serde_json::json!({"namespaces": [{"type": "pid", "path": "/proc/1/ns/pid"}]});
         assert!(for_guest(spec(value), &id(), Path::new("/")).is_err());
+    }
+
+    #[test]
+    fn hooks_are_refused_not_dropped() {
+        for list in ["prestart", "createRuntime", "startContainer", "poststop"] {
+            let mut value = minimal();
+            value["hooks"] = serde_json::json!({list: [{"path": "/bin/true"}]});
+            assert!(
+                for_guest(spec(value), &id(), Path::new("/")).is_err(),
+                "{list}"
+            );
+        }
     }
 
     #[test]

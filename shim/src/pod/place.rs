@@ -1,13 +1,22 @@
 //! A pod's directory on the host: which file is where, and the mounts in its share.
 
 use std::{
-    ffi::CStr,
+    ffi::{OsStr, OsString},
     fs, io,
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::fs::DirBuilderExt,
+    },
     path::{Path, PathBuf},
 };
 
-use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
+use rustix::{
+    fs::{CWD, Mode, OFlags, ResolveFlags, mkdirat, openat2},
+    io::Errno,
+    mount::{
+        MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree,
+    },
+};
 
 use super::{ContainerId, design::HostBind};
 
@@ -147,58 +156,194 @@ pub fn enter_namespace(namespace: &fs::File) -> Result<(), PlaceError> {
     .map_err(|error| PlaceError::Namespace("enter", error.into()))
 }
 
-/// Makes a directory and its parents, mode 0755.
-///
-/// # Errors
-/// As the file system says.
-pub fn make_dir(path: &Path) -> Result<(), PlaceError> {
-    fs::create_dir_all(path).map_err(|source| PlaceError::Make {
-        path: path.to_owned(),
-        source,
-    })
+/// A container's directory in its pod's share. The guest writes to the share: it may rename what is there and leave
+/// symbolic links, so everything here is made anew and reached by descriptor, never by path, and mounted on descriptors.
+#[derive(Debug)]
+pub struct Corner {
+    fd: OwnedFd,
+    path: PathBuf,
 }
 
-/// Bind-mounts one source into the share at `share`, read-only if asked. The mount point is made first: a directory
-/// for a directory, an empty file for everything else.
+/// Names of the share resolve to the share's own directories, whatever the guest put there.
+const CONFINED: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS);
+const DIRECTORY: OFlags = OFlags::PATH
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC);
+
+impl Corner {
+    /// Makes `<share>/<id>`.
+    ///
+    /// # Errors
+    /// It is there already, and who knows what is in it; or as the file system says.
+    pub fn make(share: &Path, id: &ContainerId) -> Result<Self, PlaceError> {
+        let path = share.join(id.as_str());
+        let make = || {
+            let share = rustix::fs::open(share, DIRECTORY, Mode::empty())?;
+            mkdirat(&share, id.as_str(), Mode::from_raw_mode(0o755))?;
+            openat2(&share, id.as_str(), DIRECTORY, Mode::empty(), CONFINED)
+        };
+        match make() {
+            Ok(fd) => Ok(Self { fd, path }),
+            Err(error) => Err(PlaceError::Make {
+                path,
+                source: error.into(),
+            }),
+        }
+    }
+
+    /// Makes an empty directory, which must be new, and those above it.
+    ///
+    /// # Errors
+    /// As the file system says.
+    pub fn make_dir(&self, name: &Path) -> Result<Spot, PlaceError> {
+        let made = self.parent_of(name).and_then(|(parent, last)| {
+            mkdirat(&parent, &last, Mode::from_raw_mode(0o755))?;
+            openat2(&parent, &last, DIRECTORY, Mode::empty(), CONFINED)
+        });
+        self.spot(name, made)
+    }
+
+    /// Makes a file, which must be new, and the directories above it.
+    ///
+    /// # Errors
+    /// As the file system says.
+    pub fn write_file(&self, name: &Path, content: &[u8]) -> Result<Spot, PlaceError> {
+        let made = self.parent_of(name).and_then(|(parent, last)| {
+            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+            openat2(&parent, &last, flags, Mode::from_raw_mode(0o644), CONFINED)
+        });
+        let spot = self.spot(name, made)?;
+        let mut rest = content;
+        while !rest.is_empty() {
+            let count = rustix::io::write(&spot.fd, rest).map_err(|error| PlaceError::Make {
+                path: spot.path.clone(),
+                source: error.into(),
+            })?;
+            rest = &rest[count..];
+        }
+        Ok(spot)
+    }
+
+    /// The directory `name`, as it is now: with what was mounted on it.
+    ///
+    /// # Errors
+    /// It is not there, or not a directory any more.
+    pub fn reopen(&self, name: &Path) -> Result<Spot, PlaceError> {
+        self.spot(
+            name,
+            openat2(&self.fd, name, DIRECTORY, Mode::empty(), CONFINED),
+        )
+    }
+
+    fn spot(&self, name: &Path, fd: rustix::io::Result<OwnedFd>) -> Result<Spot, PlaceError> {
+        let path = self.path.join(name);
+        match fd {
+            Ok(fd) => Ok(Spot { fd, path }),
+            Err(error) => Err(PlaceError::Make {
+                path,
+                source: error.into(),
+            }),
+        }
+    }
+
+    fn parent_of(&self, name: &Path) -> rustix::io::Result<(OwnedFd, OsString)> {
+        let mut names: Vec<&OsStr> = name.iter().collect();
+        let last = names.pop().ok_or(Errno::INVAL)?;
+        let mut dir = openat2(&self.fd, ".", DIRECTORY, Mode::empty(), CONFINED)?;
+        for name in names {
+            match mkdirat(&dir, name, Mode::from_raw_mode(0o755)) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(error) => return Err(error),
+            }
+            dir = openat2(&dir, name, DIRECTORY, Mode::empty(), CONFINED)?;
+        }
+        Ok((dir, last.to_owned()))
+    }
+}
+
+/// A file or directory in a [`Corner`].
+#[derive(Debug)]
+pub struct Spot {
+    fd: OwnedFd,
+    path: PathBuf,
+}
+
+impl Spot {
+    /// A path to exactly this directory, for calls that take no descriptor; valid in this process while this lives.
+    pub fn proc_path(&self) -> PathBuf {
+        // Without the dot it would be a link, which move_mount(2) doesn't follow.
+        format!("/proc/self/fd/{}/.", self.fd.as_raw_fd()).into()
+    }
+}
+
+/// Bind-mounts one source into a container's corner of the share, read-only with all of its submounts if asked. The
+/// mount point is made first: a directory for a directory, an empty file for everything else. `target` is relative to
+/// the corner.
 ///
 /// # Errors
 /// The source is missing, or the kernel refuses.
-pub fn bind(share: &Path, bind: &HostBind) -> Result<(), PlaceError> {
-    let target = share.join(&bind.target);
+pub fn bind(corner: &Corner, target: &Path, bind: &HostBind) -> Result<(), PlaceError> {
     let metadata =
         fs::metadata(&bind.source).map_err(|_| PlaceError::NoSource(bind.source.clone()))?;
-    if metadata.is_dir() {
-        make_dir(&target)?;
+    let spot = if metadata.is_dir() {
+        corner.make_dir(target)?
     } else {
-        make_dir(target.parent().unwrap_or(share))?;
-        write_file(&target, b"")?;
-    }
-    let failed = |error: rustix::io::Errno| PlaceError::Mount {
-        what: bind.source.clone(),
-        target: target.clone(),
-        source: error.into(),
+        corner.write_file(target, b"")?
     };
-    if bind.recursive {
-        rustix::mount::mount_bind_recursive(&bind.source, &target).map_err(failed)?;
-    } else {
-        rustix::mount::mount_bind(&bind.source, &target).map_err(failed)?;
-    }
-    if bind.read_only {
-        let flags = MountFlags::BIND | MountFlags::RDONLY;
-        rustix::mount::mount_remount(&target, flags, NO_DATA).map_err(failed)?;
-    }
-    Ok(())
+    attach(bind, &spot).map_err(|error| PlaceError::Mount {
+        what: bind.source.clone(),
+        target: spot.path.clone(),
+        source: error,
+    })
 }
 
-const NO_DATA: &CStr = c"";
+/// Nothing is mounted before it is read-only, so that there is no moment in which the guest could write.
+fn attach(bind: &HostBind, spot: &Spot) -> io::Result<()> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    if bind.recursive {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    let tree = open_tree(CWD, &bind.source, flags)?;
+    if bind.read_only {
+        make_read_only(&tree)?;
+    }
+    let both_open =
+        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    Ok(move_mount(&tree, c"", &spot.fd, c"", both_open)?)
+}
+
+/// Makes a mount and all below it read-only (mount_setattr(2)): MS_REMOUNT would leave out those below.
+fn make_read_only(tree: &OwnedFd) -> io::Result<()> {
+    let attributes = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_RDONLY,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: 0,
+    };
+    // SAFETY: the descriptor is open, the path a C string, and the size that of the structure, which outlives the call.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH | libc::AT_RECURSIVE,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
 
 /// Writes the files that become the container's `/etc/hostname`, `/etc/hosts` and `/etc/resolv.conf`.
 ///
 /// # Errors
 /// As the file system says.
-pub fn write_etc_files(share: &Path, id: &ContainerId, hostname: &str) -> Result<(), PlaceError> {
-    let files = share.join(id.as_str()).join("files");
-    make_dir(&files)?;
+pub fn write_etc_files(corner: &Corner, hostname: &str) -> Result<(), PlaceError> {
     let hosts =
         format!("127.0.0.1\tlocalhost {hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\n");
     // The guest has no network yet; the host's resolvers are what it will be given.
@@ -209,24 +354,9 @@ pub fn write_etc_files(share: &Path, id: &ContainerId, hostname: &str) -> Result
             "hosts" => hosts.clone().into_bytes(),
             _ => resolv_conf.clone(),
         };
-        write_file(&files.join(name), &content)?;
+        corner.write_file(&Path::new("files").join(name), &content)?;
     }
     Ok(())
-}
-
-fn write_file(path: &Path, content: &[u8]) -> Result<(), PlaceError> {
-    let write = || {
-        let mut file = fs::OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o644)
-            .open(path)?;
-        io::Write::write_all(&mut file, content)
-    };
-    write().map_err(|source| PlaceError::Make {
-        path: path.to_owned(),
-        source,
-    })
 }
 
 /// Unmounts everything below `dir` that this mount namespace shows, innermost first.
@@ -290,11 +420,14 @@ mod tests {
         );
     }
 
+    fn corner(share: &Path) -> Corner {
+        Corner::make(share, &"web".parse().unwrap()).unwrap()
+    }
+
     #[test]
     fn etc_files_name_the_host() {
         let share = tempfile::tempdir().unwrap();
-        let id: ContainerId = "web".parse().unwrap();
-        write_etc_files(share.path(), &id, "web").unwrap();
+        write_etc_files(&corner(share.path()), "web").unwrap();
         let hosts = fs::read_to_string(share.path().join("web/files/hosts")).unwrap();
         assert!(hosts.contains("localhost web"), "{hosts}");
     }
@@ -308,7 +441,55 @@ mod tests {
             recursive: true,
             read_only: false,
         };
-        let message = bind(share.path(), &wanted).unwrap_err().to_string();
+        let corner = corner(share.path());
+        let message = bind(&corner, Path::new("volumes/0"), &wanted)
+            .unwrap_err()
+            .to_string();
         assert_eq!(message, "/does/not/exist is not there");
+    }
+
+    #[test]
+    fn a_read_only_volume_is_read_only_below_its_submounts_too() {
+        let share = tempfile::tempdir().unwrap();
+        let source = tempfile::tempdir().unwrap();
+        let below = source.path().join("below");
+        fs::create_dir(&below).unwrap();
+        let flags = rustix::mount::MountFlags::empty();
+        rustix::mount::mount("vmbox", &below, "tmpfs", flags, None).unwrap();
+        let wanted = HostBind {
+            source: source.path().into(),
+            target: "web/volumes/0".into(),
+            recursive: true,
+            read_only: true,
+        };
+        let bound = bind(&corner(share.path()), Path::new("volumes/0"), &wanted);
+        let volume = share.path().join("web/volumes/0");
+        let written = ["file", "below/file"].map(|name| fs::write(volume.join(name), b"x"));
+        let source_written = fs::write(below.join("file"), b"x");
+        unmount_below(share.path()).unwrap();
+        unmount_below(source.path()).unwrap();
+        bound.unwrap();
+        for result in written {
+            let error = result.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::ReadOnlyFilesystem);
+        }
+        source_written.unwrap();
+    }
+
+    #[test]
+    fn what_the_guest_left_in_the_share_is_not_used() {
+        let share = tempfile::tempdir().unwrap();
+        let outside = tempfile::tempdir().unwrap();
+        let link = |name: &str| {
+            std::os::unix::fs::symlink(outside.path(), share.path().join(name)).unwrap();
+        };
+        link("web");
+        assert!(Corner::make(share.path(), &"web".parse().unwrap()).is_err());
+        fs::remove_file(share.path().join("web")).unwrap();
+        let corner = corner(share.path());
+        link("web/volumes");
+        assert!(corner.make_dir(Path::new("volumes/0")).is_err());
+        assert!(corner.write_file(Path::new("volumes/1"), b"x").is_err());
+        assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
     }
 }

@@ -2,13 +2,15 @@
 
 use std::path::Path;
 
+use oci_spec::runtime::Spec;
+
 use super::{
     ContainerId,
     spec::{ImageDefaults, ResolvedUser},
 };
 use crate::storage::{
     Image, ImageRef, RootFs, RootFsError, StorageError, Store, UserError, WritableLayer,
-    resolve_user,
+    make_dir_all, resolve_user,
 };
 
 /// Why a root file system could not be had.
@@ -23,6 +25,15 @@ pub enum PrepareError {
     /// The user is not in the image.
     #[error(transparent)]
     User(#[from] UserError),
+    /// Something that is no directory stands in the way, or the root file system can't be written to.
+    #[error("make the working directory {path}")]
+    WorkingDir {
+        /// In the container.
+        path: std::path::PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// A container of that name was run without `--rm`.
     #[error(
         "the name {0} is taken by a container that has ended: `vmbox rm {0}` removes what it wrote"
@@ -77,6 +88,26 @@ pub fn user(rootfs: &Path, name: &str) -> Result<ResolvedUser, PrepareError> {
     })
 }
 
+/// Makes the working directory if it is missing, as Docker and runc do: mode 0755, owned by root, with symbolic links
+/// followed as the container would. One below a mount is the guest's, which alone sees what is there.
+///
+/// # Errors
+/// It can't be made.
+pub fn make_working_dir(rootfs: &Path, spec: &Spec) -> Result<(), PrepareError> {
+    let Some(process) = spec.process() else {
+        return Ok(());
+    };
+    let path = process.cwd();
+    let mut mounts = spec.mounts().iter().flatten();
+    if mounts.any(|mount| path.starts_with(mount.destination())) {
+        return Ok(());
+    }
+    make_dir_all(rootfs, path).map_err(|source| PrepareError::WorkingDir {
+        path: path.clone(),
+        source,
+    })
+}
+
 /// Removes a container's writable layer.
 ///
 /// # Errors
@@ -93,5 +124,44 @@ fn defaults(image: Image) -> ImageDefaults {
         env: config.env,
         working_dir: config.working_dir.unwrap_or_default(),
         user: config.user.unwrap_or_default(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with_cwd(cwd: &str) -> Spec {
+        serde_json::from_value(serde_json::json!({
+            "ociVersion": "1.2.0",
+            "process": {"args": ["sh"], "cwd": cwd, "user": {"uid": 0, "gid": 0}},
+            "root": {"path": "rootfs"},
+            "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_missing_working_directory_is_made_in_the_container() {
+        let root = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("/real", root.path().join("link")).unwrap();
+        make_working_dir(root.path(), &with_cwd("/link/a/b")).unwrap();
+        assert!(root.path().join("real/a/b").is_dir());
+        make_working_dir(root.path(), &with_cwd("/link/a/b")).unwrap();
+    }
+
+    #[test]
+    fn a_working_directory_below_a_mount_is_the_guests() {
+        let root = tempfile::tempdir().unwrap();
+        make_working_dir(root.path(), &with_cwd("/proc/self")).unwrap();
+        assert!(!root.path().join("proc").exists());
+    }
+
+    #[test]
+    fn a_file_in_the_way_is_named() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::write(root.path().join("file"), "").unwrap();
+        let error = make_working_dir(root.path(), &with_cwd("/file/a")).unwrap_err();
+        assert_eq!(error.to_string(), "make the working directory /file/a");
     }
 }

@@ -73,6 +73,8 @@ const EPERM: u32 = 1;
 const ENOSYS: u32 = 38;
 /// AF_VSOCK: the agent and the host are on the other end.
 const AF_VSOCK: u64 = 40;
+/// socket(2) takes an int: the kernel ignores the upper half of the register, and so must the comparison.
+const INT: u64 = 0xffff_ffff;
 
 /// Refused unless the container was given the capability beside it.
 const UNLESS_CAPABLE: &[(&str, &[&str])] = &[
@@ -139,7 +141,7 @@ pub fn default_profile(capabilities: &[String]) -> Value {
     let mut rules = vec![
         json!({"names": refused, "action": "SCMP_ACT_ERRNO", "errnoRet": EPERM}),
         json!({"names": ["socket"], "action": "SCMP_ACT_ERRNO", "errnoRet": EPERM,
-               "args": [{"index": 0, "value": AF_VSOCK, "op": "SCMP_CMP_EQ"}]}),
+               "args": [{"index": 0, "value": INT, "valueTwo": AF_VSOCK, "op": "SCMP_CMP_MASKED_EQ"}]}),
     ];
     if !has("CAP_SYS_ADMIN") {
         // clone3's flags are behind a pointer: ENOSYS makes every libc fall back to clone.
@@ -199,6 +201,18 @@ mod tests {
     #[test]
     fn it_is_a_valid_profile() {
         serde_json::from_value::<oci_spec::runtime::LinuxSeccomp>(default_profile(&[])).unwrap();
+    }
+
+    #[test]
+    fn vsock_is_refused_whatever_the_upper_half_of_the_register_holds() {
+        let profile = default_profile(&[]);
+        let rule = &profile["syscalls"][1]["args"][0];
+        let mask = rule["value"].as_u64().unwrap();
+        assert_eq!(rule["op"], "SCMP_CMP_MASKED_EQ");
+        assert_eq!(
+            (1 << 32 | AF_VSOCK) & mask,
+            rule["valueTwo"].as_u64().unwrap()
+        );
     }
 
     #[test]

@@ -27,7 +27,7 @@ pub enum Direction {
 pub struct Stream {
     port: u32,
     path: PathBuf,
-    copying: JoinHandle<io::Result<oneshot::Receiver<()>>>,
+    copying: JoinHandle<io::Result<oneshot::Receiver<io::Result<()>>>>,
 }
 
 /// An agent dials before its process can have ended: after that, this long for a dial still in the air.
@@ -62,13 +62,17 @@ impl Stream {
     }
 
     /// Waits until everything that the container wrote has been handed on. For output streams, after the process ended.
-    pub async fn drained(mut self) {
+    ///
+    /// # Errors
+    /// Some of it was lost: writing failed, and not because the reader has left.
+    pub async fn drained(mut self) -> io::Result<()> {
         match tokio::time::timeout(STRAGGLER, &mut self.copying).await {
-            // An error: the thread is gone, and it said why.
-            Ok(Ok(Ok(done))) => drop(done.await),
+            // No answer: the thread is gone, and it said why.
+            Ok(Ok(Ok(done))) => return done.await.unwrap_or(Ok(())),
             Ok(Ok(Err(error))) => tracing::warn!(%error, "a stream could not be accepted"),
             Ok(Err(_)) | Err(_) => tracing::debug!("the agent never dialed a stream"),
         }
+        Ok(())
     }
 }
 
@@ -100,7 +104,7 @@ fn spawn_copy(
     socket: UnixStream,
     direction: Direction,
     timing: Arc<Timing>,
-) -> io::Result<oneshot::Receiver<()>> {
+) -> io::Result<oneshot::Receiver<io::Result<()>>> {
     let (done, finished) = oneshot::channel();
     thread::Builder::new()
         .name(format!("{direction:?}").to_lowercase())
@@ -120,19 +124,35 @@ fn spawn_copy(
                     || (),
                 ),
             };
-            if let Err(error) = result {
-                // EPIPE: whoever read us has left, as `head` does.
-                tracing::debug!(%error, ?direction, "a stream ended early");
-            }
             drop(socket);
-            let _ = done.send(());
+            let _ = done.send(unless_the_reader_left(result));
         })?;
     Ok(finished)
+}
+
+/// EPIPE: whoever read us has left, as `head` does.
+fn unless_the_reader_left(result: io::Result<()>) -> io::Result<()> {
+    result.or_else(|error| match error.kind() {
+        io::ErrorKind::BrokenPipe => Ok(()),
+        _ => Err(error),
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_full_disk_is_a_loss_and_a_reader_that_left_is_not() {
+        let left = Err(io::ErrorKind::BrokenPipe.into());
+        assert!(unless_the_reader_left(left).is_ok());
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        io::Write::write_all(&mut theirs, b"x").unwrap();
+        let mut full = fs::File::options().write(true).open("/dev/full").unwrap();
+        let lost = copy::receive(&ours, &mut full, || ());
+        let error = unless_the_reader_left(lost).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+    }
 
     #[tokio::test]
     async fn ports_of_one_pod_differ_and_leave_no_socket() {

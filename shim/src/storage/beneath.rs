@@ -75,6 +75,15 @@ impl Implied for Refuse {
     }
 }
 
+/// Makes the directory `path` and what is missing on the way, all beneath `root`, which is trusted.
+///
+/// # Errors
+/// As [`Root::dir_or_make`].
+pub fn make_dir_all(root: &Path, path: &Path) -> io::Result<()> {
+    let names = link_components(path.as_os_str().as_bytes());
+    Root::open(root)?.dir_or_make(&names, &mut Refuse).map(drop)
+}
+
 impl Root {
     /// Opens `path`, which is trusted.
     pub fn open(path: &Path) -> io::Result<Self> {

@@ -31,6 +31,7 @@ mod user;
 #[cfg(test)]
 mod tests;
 
+pub use beneath::make_dir_all;
 pub use digest::{Digest, DigestError};
 pub use error::{ImageError, LayerError, StorageError};
 pub use image_ref::{ImageRef, ImageRefError};

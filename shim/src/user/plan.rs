@@ -66,6 +66,9 @@ pub enum PlanError {
     /// An option that has no meaning here.
     #[error("{0}")]
     Misplaced(&'static str),
+    /// Options of the other form.
+    #[error("{0}: with a bundle, its config.json says this")]
+    NotForBundles(String),
 }
 
 /// Where the container comes from.
@@ -130,6 +133,10 @@ fn plan_bundle(args: &RunArgs, assets: Assets) -> Result<Plan, PlanError> {
             "a bundle has its command in config.json",
         ));
     }
+    let foreign = foreign_to_bundles(args);
+    if !foreign.is_empty() {
+        return Err(PlanError::NotForBundles(foreign.join(", ")));
+    }
     let id: ContainerId = args.image.parse()?;
     let dir = absolute(args.bundle.as_deref().unwrap_or(Path::new(".")));
     let spec = read_spec(&dir)?;
@@ -169,6 +176,29 @@ fn plan_bundle(args: &RunArgs, assets: Assets) -> Result<Plan, PlanError> {
         crash_on: args.debug_crash_agent_on,
         id,
     })
+}
+
+/// The options given that only an image's container can have: a bundle's is as its config.json says, to the letter.
+fn foreign_to_bundles(args: &RunArgs) -> Vec<&'static str> {
+    let given = [
+        ("--interactive", args.interactive),
+        ("--tty", args.tty),
+        ("--name", args.name.is_some()),
+        ("--memory", args.memory.is_some()),
+        ("--cpus", args.cpus.is_some()),
+        ("--pids-limit", args.pids_limit.is_some()),
+        ("--volume", !args.volumes.is_empty()),
+        ("--env", !args.env.is_empty()),
+        ("--workdir", args.workdir.is_some()),
+        ("--user", args.user.is_some()),
+        ("--entrypoint", args.entrypoint.is_some()),
+        ("--hostname", args.hostname.is_some()),
+        ("--read-only", args.read_only),
+        ("--cap-add", !args.cap_add.is_empty()),
+        ("--cap-drop", !args.cap_drop.is_empty()),
+    ];
+    let given = given.into_iter().filter(|(_, given)| *given);
+    given.map(|(name, _)| name).collect()
 }
 
 fn plan_image(args: RunArgs, assets: Assets, stdin_is_terminal: bool) -> Result<Plan, PlanError> {
@@ -305,6 +335,22 @@ mod tests {
             message.contains("config.json: process.args: invalid type"),
             "{message}"
         );
+    }
+
+    #[test]
+    fn options_that_a_bundle_would_not_heed_are_named() {
+        use super::super::args::{Cli, Verb};
+        let foreign = |words: &[&str]| {
+            let words = ["vmbox", "run", "--bundle", "b"].iter().chain(words);
+            match <Cli as clap::Parser>::try_parse_from(words).unwrap().verb {
+                Verb::Run(args) => foreign_to_bundles(&args),
+                other => panic!("{other:?}"),
+            }
+        };
+        let named = foreign(&["-m", "64M", "-v", "/a:/b", "-t", "web"]);
+        assert_eq!(named, ["--tty", "--memory", "--volume"]);
+        let none = foreign(&["--rm", "--timing", "--kernel", "k", "--pod", "p", "web"]);
+        assert!(none.is_empty(), "{none:?}");
     }
 
     #[test]

@@ -25,7 +25,7 @@ use crate::{
         container::{self, ContainerError, Launch},
         design::{self, DesignError, HostBind, VmPlaces},
         owner::{Pod, PodError, Ready},
-        place::{self, PlaceError, PodDir},
+        place::{self, Corner, PlaceError, PodDir},
         rootfs::{self, PrepareError},
         spec::{self, SpecError},
     },
@@ -281,14 +281,19 @@ fn reserve(plan: &Plan, journal: &mut Journal) -> Result<Option<rootfs::Place>, 
 
 /// Places the container's files in the share, and writes its spec for the guest.
 fn prepare(plan: &Plan, place: Option<&rootfs::Place>, share: &Path) -> Result<Vec<u8>, RunError> {
-    let rootfs = share.join(design::rootfs_in_share(&plan.id));
-    place::make_dir(&rootfs)?;
+    let corner = Corner::make(share, &plan.id)?;
+    let rootfs = Path::new("rootfs");
     let (spec, base) = match &plan.source {
-        Source::Bundle { spec, dir, rootfs } => {
+        Source::Bundle {
+            spec,
+            dir,
+            rootfs: source,
+        } => {
             place::bind(
-                share,
+                &corner,
+                rootfs,
                 &HostBind {
-                    source: rootfs.clone(),
+                    source: source.clone(),
                     target: design::rootfs_in_share(&plan.id),
                     recursive: true,
                     read_only: false,
@@ -307,18 +312,24 @@ fn prepare(plan: &Plan, place: Option<&rootfs::Place>, share: &Path) -> Result<V
                     io::ErrorKind::NotFound.into(),
                 ));
             };
-            let image = place.fill(image, &rootfs)?;
-            let user = rootfs::user(&rootfs, user.as_deref().unwrap_or(&image.user))?;
-            place::write_etc_files(share, &plan.id, &plan.hostname)?;
+            let image = place.fill(image, &corner.make_dir(rootfs)?.proc_path())?;
+            let mounted = corner.reopen(rootfs)?;
+            let user = rootfs::user(&mounted.proc_path(), user.as_deref().unwrap_or(&image.user))?;
+            place::write_etc_files(&corner, &plan.hostname)?;
             (
                 spec::for_people(&plan.id, &image, wishes, &user)?,
                 Path::new("/"),
             )
         }
     };
+    rootfs::make_working_dir(&corner.reopen(rootfs)?.proc_path(), &spec)?;
     let guest = design::for_guest(spec, &plan.id, base)?;
     for bind in &guest.binds {
-        place::bind(share, bind)?;
+        let target = bind
+            .target
+            .strip_prefix(plan.id.as_str())
+            .unwrap_or(&bind.target);
+        place::bind(&corner, target, bind)?;
     }
     container::spec_bytes(&guest.spec)
         .map_err(|error| RunError::Host("write the container's spec", error.into()))

@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{self, Read, Write},
+    io::{self, BufRead, Read, Write},
     path::Path,
     process::{Child, ChildStdin, Command, Stdio},
 };
@@ -74,25 +74,25 @@ impl Warden {
 
 /// The hidden verb.
 pub fn watch(dir: &Path, terminal: Option<&Path>) -> u8 {
-    ignore_terminal_stops();
+    ignore_signals();
     let saved = terminal.and_then(|path| stdio::save(path).ok());
     // One byte: we are ready. Then nothing holds the user's standard output.
     let _ = io::stdout()
         .write_all(b"r")
         .and_then(|()| io::stdout().flush());
-    let mut said = Vec::new();
-    // An error is an end.
-    let _ = io::stdin().lock().read_to_end(&mut said);
-    let orderly = said.contains(&DONE);
-    if let (false, Some(saved)) = (orderly, &saved) {
+    let told = listen(io::stdin().lock(), dir);
+    if let (false, Some(saved)) = (told.done, &saved) {
         stdio::restore_on_loss(saved);
     }
-    if !said.contains(&MINE) {
+    let Some(lock) = told.mine else {
         return 0;
-    }
+    };
     let dir = PodDir::at(dir.to_owned());
-    if !orderly {
-        wait_for_the_owners_end(&dir);
+    // The pipe of a killed process may close before its lock is free. From here on no `gc` and no new pod comes between.
+    let _ = rustix::fs::flock(&lock, FlockOperation::LockExclusive);
+    if !journal::is_at(&lock, &dir) {
+        // `gc` was faster, and what is there now is another pod's.
+        return 0;
     }
     match journal::undo(&dir) {
         Ok(()) => 0,
@@ -103,15 +103,55 @@ pub fn watch(dir: &Path, terminal: Option<&Path>) -> u8 {
     }
 }
 
-/// The pipe of a killed process may close before its lock does.
-fn wait_for_the_owners_end(dir: &PodDir) {
-    if let Ok(lock) = File::open(dir.path()) {
-        let _ = rustix::fs::flock(&lock, FlockOperation::LockExclusive);
+/// What our owner said before it ended.
+struct Told {
+    /// The pod's directory, opened when it was said to be ours.
+    mine: Option<File>,
+    /// Our owner ends in order.
+    done: bool,
+}
+
+fn listen(pipe: impl BufRead, dir: &Path) -> Told {
+    let mut told = Told {
+        mine: None,
+        done: false,
+    };
+    // An error is an end.
+    for byte in pipe.bytes().map_while(Result::ok) {
+        match byte {
+            MINE => told.mine = File::open(dir).ok(),
+            DONE => told.done = true,
+            _ => {}
+        }
+    }
+    told
+}
+
+/// Only the end of the pipe ends a warden: whoever ends a whole session or service still wants it cleaned up. And a
+/// background process that sets a terminal is stopped, unless it ignores SIGTTOU.
+fn ignore_signals() {
+    for signal in [
+        libc::SIGTERM,
+        libc::SIGINT,
+        libc::SIGHUP,
+        libc::SIGQUIT,
+        libc::SIGTTOU,
+    ] {
+        // SAFETY: SIG_IGN is a valid disposition, and no other thread exists that could rely on another.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
     }
 }
 
-/// A background process that sets a terminal is stopped, unless it ignores SIGTTOU.
-fn ignore_terminal_stops() {
-    // SAFETY: SIG_IGN is a valid disposition, and no other thread exists that could rely on another.
-    unsafe { libc::signal(libc::SIGTTOU, libc::SIG_IGN) };
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_is_only_ours_if_it_was_said_to_be() {
+        let dir = tempfile::tempdir().unwrap();
+        let silent = listen(&b""[..], dir.path());
+        assert!(silent.mine.is_none() && !silent.done);
+        let orderly = listen(&b"md"[..], dir.path());
+        assert!(orderly.mine.is_some() && orderly.done);
+    }
 }
