@@ -52,7 +52,7 @@ pub fn run_tests(workspace: &Workspace, tier: Tier, filter: &[String]) -> Result
     let tests = system_tests(workspace)?;
     let host = test_host::choose(workspace)?;
     say("system tests");
-    let mut argv = vec![tests.display().to_string(), "--test-threads=2".into()];
+    let mut argv = vec![tests.display().to_string(), "--test-threads=1".into()];
     argv.extend_from_slice(filter);
     let environment = [
         ("VMBOX_TEST_PRODUCT", host.product().display().to_string()),
