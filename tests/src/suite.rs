@@ -20,6 +20,8 @@ pub enum Tier {
     System,
     /// Both.
     All,
+    /// The system tests that take long under emulation; an extra, not part of `all`.
+    Long,
     /// The fuzz targets, a minute each; an extra, not part of `all`.
     Fuzz,
 }
@@ -32,7 +34,7 @@ pub fn run_tests(workspace: &Workspace, tier: Tier, filter: &[String]) -> Result
         run(fuzz.arg("60").args(filter))?;
         return Ok(0);
     }
-    if tier != Tier::System {
+    if matches!(tier, Tier::Unit | Tier::All) {
         say("unit tests");
         let mut cargo =
             std::process::Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
@@ -53,6 +55,9 @@ pub fn run_tests(workspace: &Workspace, tier: Tier, filter: &[String]) -> Result
     let host = test_host::choose(workspace)?;
     say("system tests");
     let mut argv = vec![tests.display().to_string(), "--test-threads=1".into()];
+    if tier == Tier::Long {
+        argv.push("--ignored".into());
+    }
     argv.extend_from_slice(filter);
     let environment = [
         ("VMBOX_TEST_PRODUCT", host.product().display().to_string()),

@@ -36,14 +36,14 @@ fn number_before(text: &str, word: &str) -> u32 {
         .unwrap_or_else(|| panic!("no number before {word:?} in:\n{text}"))
 }
 
-fn fsx(corner: &Corner, dax: &str, mmap: bool) {
+fn fsx(corner: &Corner, operations: u32, dax: &str, mmap: bool) {
     let config = if mmap {
         "[weights]\n"
     } else {
         "[weights]\nmapread = 0\nmapwrite = 0\n"
     };
     let script =
-        format!("printf '{config}' > /fsx.toml; fsx -f /fsx.toml -N 20000 -S 42 /fsx.data");
+        format!("printf '{config}' > /fsx.toml; fsx -f /fsx.toml -N {operations} -S 42 /fsx.data");
     let done = corner.run([
         "--rm",
         "--memory",
@@ -63,22 +63,20 @@ fn fsx(corner: &Corner, dax: &str, mmap: bool) {
     );
 }
 
+/// With and without a DAX window, with and without mmap.
+const WAYS: [(&str, bool); 4] = [("0", false), ("0", true), ("64M", false), ("64M", true)];
+
 #[test]
-fn fsx_finds_nothing_in_20000_operations() {
-    fsx(&Corner::new("fsx"), "0", false);
+fn fsx_finds_nothing_in_500_operations_each_way() {
+    for (dax, mmap) in WAYS {
+        fsx(&Corner::new("fsx"), 500, dax, mmap);
+    }
 }
 
 #[test]
-fn fsx_finds_nothing_with_mmap() {
-    fsx(&Corner::new("fsx-mmap"), "0", true);
-}
-
-#[test]
-fn fsx_finds_nothing_with_dax() {
-    fsx(&Corner::new("fsx-dax"), "64M", false);
-}
-
-#[test]
-fn fsx_finds_nothing_with_dax_and_mmap() {
-    fsx(&Corner::new("fsx-dax-mmap"), "64M", true);
+#[ignore = "half an hour under emulation: `cargo dev test --tier long`"]
+fn fsx_finds_nothing_in_20000_operations_each_way() {
+    for (dax, mmap) in WAYS {
+        fsx(&Corner::new("fsx-long"), 20_000, dax, mmap);
+    }
 }
