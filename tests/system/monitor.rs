@@ -126,6 +126,7 @@ fn four_cpus_boot() {
 }
 
 #[test]
+#[ignore = "TCG: two emulated CPUs triple fault, one locks up under 32 vCPUs; `cargo dev test --tier long` on real KVM"]
 fn thirty_two_cpus_boot() {
     boots("vm-32", 32, 256);
 }
