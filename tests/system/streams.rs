@@ -82,9 +82,17 @@ fn environment_directory_and_user_are_as_asked() {
 }
 
 #[test]
+fn stdin_arrives_as_the_same_32_mib() {
+    stdin_arrives_as_the_same(&Corner::new("bulk"), 32 << 20);
+}
+
+#[test]
+#[ignore = "minutes under emulation: `cargo dev test --tier long`"]
 fn stdin_arrives_as_the_same_256_mib() {
-    let corner = Corner::new("bulk");
-    let size = 256 << 20;
+    stdin_arrives_as_the_same(&Corner::new("bulk-long"), 256 << 20);
+}
+
+fn stdin_arrives_as_the_same(corner: &Corner, size: usize) {
     let mut command = corner.vmbox(["run", "--rm", "-i", &image(), "cat"]);
     let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
