@@ -203,9 +203,8 @@ impl Done {
             .unwrap_or_else(|| 1000 + self.status.signal().unwrap_or(0))
     }
 
-    /// Asserts the exit code, and returns stdout.
     #[track_caller]
-    pub fn exits(self, code: i32) -> String {
+    fn assert_code(&self, code: i32) {
         assert_eq!(
             self.code(),
             code,
@@ -213,19 +212,19 @@ impl Done {
             self.stdout,
             self.stderr
         );
+    }
+
+    /// Asserts the exit code, and returns stdout.
+    #[track_caller]
+    pub fn exits(self, code: i32) -> String {
+        self.assert_code(code);
         self.stdout
     }
 
     /// Asserts a refusal: this code, and one line on stderr which holds all of `words`.
     #[track_caller]
     pub fn refuses(self, code: i32, words: &[&str]) {
-        assert_eq!(
-            self.code(),
-            code,
-            "stdout: {}\nstderr: {}",
-            self.stdout,
-            self.stderr
-        );
+        self.assert_code(code);
         assert_eq!(
             self.stderr.trim_end().lines().count(),
             1,

@@ -45,7 +45,7 @@ if __name__ == \"__main__\":
 }
 
 #[test]
-#[ignore = "not seen to end in time under emulation yet: `cargo dev test --tier long`"]
+#[ignore = "crashed the guest on a host with two emulated CPUs, not seen to pass since: `cargo dev test --tier long`"]
 fn fio_verifies_on_the_share() {
     let corner = Corner::new("fio-share");
     let script = "fio --name=v --filename=/fio.data --size=32m --rw=randwrite --bs=4k --verify=crc32c --do_verify=1 --verify_fatal=1 --ioengine=psync --minimal >/dev/null && echo ok";
@@ -53,7 +53,7 @@ fn fio_verifies_on_the_share() {
 }
 
 #[test]
-#[ignore = "not seen to end in time under emulation yet: `cargo dev test --tier long`"]
+#[ignore = "crashed the guest on a host with two emulated CPUs, not seen to pass since: `cargo dev test --tier long`"]
 fn fio_verifies_on_a_disk() {
     let corner = Corner::new("fio-disk");
     let disk = corner.path("disk.img");
