@@ -1,5 +1,6 @@
 //! The test kit: the developer tool's verbs, and the virtual KVM host on both of its sides.
 
+pub mod arch;
 pub mod debian;
 pub mod demo;
 pub mod host;

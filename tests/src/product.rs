@@ -7,6 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
+use crate::arch::Arch;
 use crate::shell::{need, output, run};
 use crate::workspace::{Workspace, lock, make_dir, say};
 
@@ -52,7 +53,7 @@ pub fn build(workspace: &Workspace, profile: Profile) -> Result<PathBuf> {
     let host = binaries(workspace, &HOST_PACKAGES, profile.of_host())?;
     let guest = binaries(workspace, &[GUEST_PACKAGE], profile.of_guest())?;
 
-    let product = workspace.product();
+    let product = workspace.product(Arch::native());
     make_dir(&product)?;
     let _lock = lock(&workspace.root.join(".build/product.lock"))?;
     for name in ["vmbox", "vmbox-vmm"] {

@@ -5,6 +5,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::arch::Arch;
 use crate::host::{Flavour, Host, Output};
 use crate::workspace::{Workspace, say};
 
@@ -39,7 +40,7 @@ pub enum TestHost {
 
 /// What `VMBOX_TEST_HOST` asks for, or what a probe guest says.
 pub fn choose(workspace: &Workspace) -> Result<TestHost> {
-    let product = workspace.product();
+    let product = workspace.product(Arch::native());
     let native = match std::env::var("VMBOX_TEST_HOST").as_deref() {
         Ok("native") => {
             say("tests run on this machine's KVM, as VMBOX_TEST_HOST asks");
@@ -61,7 +62,7 @@ pub fn choose(workspace: &Workspace) -> Result<TestHost> {
 /// The virtual host with the product in it.
 pub fn emulated(workspace: &Workspace, flavour: Flavour) -> Result<TestHost> {
     let host = Host::up(workspace, flavour, false)?;
-    let source = workspace.product().display().to_string();
+    let source = workspace.product(Arch::native()).display().to_string();
     let place = ["sh", "-c", PLACE, "place", &source].map(str::to_owned);
     if host.run(&place, &[], Output::Shown)? != 0 {
         bail!("the product could not be copied into the virtual host");

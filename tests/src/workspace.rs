@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
+use crate::arch::Arch;
+
 /// The checkout and the cache.
 #[derive(Debug, Clone)]
 pub struct Workspace {
@@ -31,9 +33,12 @@ impl Workspace {
         })
     }
 
-    /// What `cargo dev build` collects: `vmbox`, `vmbox-vmm`, `vmlinux` and `guest.cpio`.
-    pub fn product(&self) -> PathBuf {
-        self.root.join(".build/product")
+    /// What `cargo dev build` collects: `vmbox`, `vmbox-vmm`, the guest's kernel and `guest.cpio`.
+    pub fn product(&self, arch: Arch) -> PathBuf {
+        match arch.is_native() {
+            true => self.root.join(".build/product"),
+            false => self.root.join(format!(".build/product-{arch}")),
+        }
     }
 
     /// The one folder that the virtual host may write to.

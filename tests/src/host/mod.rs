@@ -21,6 +21,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
+use crate::arch::Arch;
 use crate::debian;
 use crate::hostd::{Plan, SharePlan};
 use crate::product::binaries;
@@ -208,7 +209,7 @@ fn start(
     identity: String,
 ) -> Result<State> {
     make_dir(&workspace.results())?;
-    make_dir(&workspace.product())?;
+    make_dir(&workspace.product(Arch::native()))?;
     let token = token()?;
     let mut boot_modules = Vec::new();
     for module in &image.boot_modules {
