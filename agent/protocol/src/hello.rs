@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 pub const HOST_CID: u32 = 2;
 /// The host port that the agent dials when it is ready.
 pub const AGENT_PORT: u32 = 1024;
+/// The guest port that the agent listens on: each connection is greeted as the dialed one is, then served.
+pub const GUEST_PORT: u32 = 1024;
 /// Ports of stdio streams are counted up from here by the host.
 pub const FIRST_STREAM_PORT: u32 = 0x1000;
 /// Raised when an old agent and a new host (or the reverse) would misunderstand each other.

@@ -10,7 +10,8 @@
 
 mod hello;
 pub use hello::{
-    AGENT_PORT, FIRST_STREAM_PORT, HOST_CID, Hello, HelloError, MAX_LINE, PROTOCOL_VERSION, Welcome,
+    AGENT_PORT, FIRST_STREAM_PORT, GUEST_PORT, HOST_CID, Hello, HelloError, MAX_LINE,
+    PROTOCOL_VERSION, Welcome,
 };
 
 #[allow(clippy::all, clippy::pedantic, clippy::unwrap_used, missing_docs)]
