@@ -7,8 +7,8 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result};
 use sha2::{Digest as _, Sha256};
 
+use crate::arch::Arch;
 use crate::oci_layout;
-use crate::product::triple;
 use crate::shell::{as_root, need, output, run};
 use crate::workspace::{Workspace, lock, make_dir, say};
 
@@ -161,7 +161,7 @@ fn tools(workspace: &Workspace) -> Result<PathBuf> {
                 "--quiet",
                 "--locked",
                 "--target",
-                &triple(),
+                Arch::native().triple(),
                 "--root",
             ])
             .arg(&root);

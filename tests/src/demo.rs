@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 
+use crate::arch::Arch;
 use crate::debian;
 use crate::product::{self, Profile};
 use crate::test_host;
@@ -17,7 +18,7 @@ echo "I see $# processes""#;
 /// Builds what is missing, runs it, and returns its exit code.
 pub fn run(workspace: &Workspace) -> Result<i32> {
     let images = debian::container_images(workspace)?;
-    product::build(workspace, Profile::Release)?;
+    product::build(workspace, Arch::native(), Profile::Release)?;
     let host = test_host::choose(workspace)?;
     let vmbox = host.product().join("vmbox").display().to_string();
     let image = format!("oci:{}:debian", images.join("oci").display());

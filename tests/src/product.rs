@@ -46,14 +46,14 @@ impl Profile {
 }
 
 /// Builds everything and returns the folder: `vmbox`, `vmbox-vmm`, `vmlinux`, `guest.cpio`.
-pub fn build(workspace: &Workspace, profile: Profile) -> Result<PathBuf> {
+pub fn build(workspace: &Workspace, arch: Arch, profile: Profile) -> Result<PathBuf> {
     need(&TOOLS)?;
-    let kernel = kernel(workspace)?;
+    let kernel = kernel(workspace, arch)?;
     say("building vmbox, vmbox-vmm and vmbox-agent");
-    let host = binaries(workspace, &HOST_PACKAGES, profile.of_host())?;
-    let guest = binaries(workspace, &[GUEST_PACKAGE], profile.of_guest())?;
+    let host = binaries(workspace, arch, &HOST_PACKAGES, profile.of_host())?;
+    let guest = binaries(workspace, arch, &[GUEST_PACKAGE], profile.of_guest())?;
 
-    let product = workspace.product(Arch::native());
+    let product = workspace.product(arch);
     make_dir(&product)?;
     let _lock = lock(&workspace.root.join(".build/product.lock"))?;
     for name in ["vmbox", "vmbox-vmm"] {
@@ -66,38 +66,40 @@ pub fn build(workspace: &Workspace, profile: Profile) -> Result<PathBuf> {
 }
 
 /// The guest kernel, from the cache if it is there.
-pub fn kernel(workspace: &Workspace) -> Result<PathBuf> {
+pub fn kernel(workspace: &Workspace, arch: Arch) -> Result<PathBuf> {
     let mut build = Command::new(workspace.root.join("guest-kernel/build"));
-    Ok(output(build.env("VMBOX_CACHE", &workspace.cache))?.into())
+    build
+        .env("VMBOX_CACHE", &workspace.cache)
+        .env("VMBOX_KERNEL_ARCH", arch.name());
+    Ok(output(&mut build)?.into())
 }
 
 /// `cargo VERB` for static binaries; they run in any host and guest.
-pub fn static_cargo(workspace: &Workspace, verb: &str) -> Command {
-    let arch = std::env::consts::ARCH;
+pub fn static_cargo(workspace: &Workspace, arch: Arch, verb: &str) -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo
         .current_dir(&workspace.root)
-        .args([verb, "--quiet", "--target", &triple()])
+        .args([verb, "--quiet", "--target", arch.triple()])
         .env("RUSTFLAGS", "-C target-feature=+crt-static")
         .env("LIBSECCOMP_LINK_TYPE", "static")
-        .env("LIBSECCOMP_LIB_PATH", format!("/usr/lib/{arch}-linux-gnu"));
+        .env("LIBSECCOMP_LIB_PATH", format!("/usr/lib/{}", arch.gnu()));
     cargo
 }
 
-/// The target that static binaries are built for.
-pub fn triple() -> String {
-    format!("{}-unknown-linux-gnu", std::env::consts::ARCH)
-}
-
 /// Builds the programs of `packages`, static, and returns the folder they are in.
-pub fn binaries(workspace: &Workspace, packages: &[&str], profile: &str) -> Result<PathBuf> {
-    let mut cargo = static_cargo(workspace, "build");
+pub fn binaries(
+    workspace: &Workspace,
+    arch: Arch,
+    packages: &[&str],
+    profile: &str,
+) -> Result<PathBuf> {
+    let mut cargo = static_cargo(workspace, arch, "build");
     for package in packages {
         cargo.args(["--package", package]);
     }
     run(cargo.args(["--bins", "--profile", profile]))?;
     let folder = if profile == "dev" { "debug" } else { profile };
-    Ok(target_dir(workspace).join(triple()).join(folder))
+    Ok(target_dir(workspace).join(arch.triple()).join(folder))
 }
 
 /// Cargo's, as the environment or the workspace's .cargo/config.toml says.

@@ -5,6 +5,7 @@ use std::process::Stdio;
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::arch::Arch;
 use crate::debian;
 use crate::product::{self, Profile, static_cargo};
 use crate::shell::run;
@@ -50,7 +51,7 @@ pub fn run_tests(workspace: &Workspace, tier: Tier, filter: &[String]) -> Result
         return Ok(0);
     }
     let images = debian::container_images(workspace)?;
-    product::build(workspace, Profile::Release)?;
+    product::build(workspace, Arch::native(), Profile::Release)?;
     let tests = system_tests(workspace)?;
     let host = test_host::choose(workspace)?;
     say("system tests");
@@ -69,7 +70,7 @@ pub fn run_tests(workspace: &Workspace, tier: Tier, filter: &[String]) -> Result
 /// Builds the system tests, static so that they run in any host, and returns their program.
 fn system_tests(workspace: &Workspace) -> Result<PathBuf> {
     say("building the system tests");
-    let mut cargo = static_cargo(workspace, "test");
+    let mut cargo = static_cargo(workspace, Arch::native(), "test");
     cargo.args([
         "--package",
         "vmbox-tests",

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use vmbox_tests::arch::Arch;
 use vmbox_tests::host::{self, Flavour, Host, Output};
 use vmbox_tests::product::{self, Profile};
 use vmbox_tests::suite::{self, Tier};
@@ -81,9 +82,12 @@ fn perform(verb: Verb) -> Result<i32> {
             } else {
                 Profile::Release
             };
-            println!("{}", product::build(&workspace, profile)?.display());
+            println!(
+                "{}",
+                product::build(&workspace, Arch::native(), profile)?.display()
+            );
         }
-        Verb::Kernel => println!("{}", product::kernel(&workspace)?.display()),
+        Verb::Kernel => println!("{}", product::kernel(&workspace, Arch::native())?.display()),
         Verb::Image => {
             println!("{}", debian::host_image(&workspace)?.dir.display());
             println!("{}", debian::container_images(&workspace)?.display());
@@ -116,9 +120,9 @@ fn in_host(workspace: &Workspace, flavour: Flavour, command: Vec<String>) -> Res
 /// The benchmarks are a program that runs inside the host.
 fn bench(workspace: &Workspace, arguments: &[String]) -> Result<i32> {
     let images = debian::container_images(workspace)?;
-    product::build(workspace, Profile::Release)?;
-    let program =
-        product::binaries(workspace, &["vmbox-benches"], "release")?.join("vmbox-benches");
+    product::build(workspace, Arch::native(), Profile::Release)?;
+    let program = product::binaries(workspace, Arch::native(), &["vmbox-benches"], "release")?
+        .join("vmbox-benches");
     let host = test_host::emulated(workspace, Flavour::Counting { shift: 0 })?;
     let mut argv = vec![program.display().to_string()];
     argv.extend_from_slice(arguments);

@@ -152,7 +152,7 @@ fn dir(workspace: &Workspace, flavour: Flavour) -> PathBuf {
 
 /// Builds the program that is PID 1 and daemon of the host.
 fn daemon(workspace: &Workspace) -> Result<PathBuf> {
-    Ok(binaries(workspace, &["vmbox-tests"], "dev")?.join("vmbox-hostd"))
+    Ok(binaries(workspace, Arch::native(), &["vmbox-tests"], "dev")?.join("vmbox-hostd"))
 }
 
 fn identity(image: &Path, daemon: &Path) -> Result<String> {
