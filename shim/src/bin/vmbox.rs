@@ -1,6 +1,6 @@
 //! `vmbox`: the command line.
 
-use std::process::ExitCode;
+use std::{ffi::OsString, process::ExitCode};
 
 use clap::{Parser, error::ErrorKind};
 use vmbox_shim::user::{
@@ -19,11 +19,24 @@ fn main() -> ExitCode {
             | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => error.exit(),
             _ => {
                 eprintln!("vmbox: {}", complaint(&error));
-                // As `docker run`: 125 is the runtime's own failure.
-                let is_run = std::env::args_os().nth(1).is_some_and(|verb| verb == "run");
-                ExitCode::from(if is_run { 125 } else { 1 })
+                let words: Vec<_> = std::env::args_os().skip(1).collect();
+                ExitCode::from(code_of_misuse(&words))
             }
         },
+    }
+}
+
+/// As `docker run`, whose own failures are 125; or as runc, which knows only 1.
+fn code_of_misuse(words: &[OsString]) -> u8 {
+    let is_run = words.first().is_some_and(|verb| verb == "run");
+    let is_bundle = |word: &OsString| {
+        let word = word.to_string_lossy();
+        word == "-b" || word == "--bundle" || word.starts_with("--bundle=")
+    };
+    if is_run && !words.iter().any(is_bundle) {
+        125
+    } else {
+        1
     }
 }
 
@@ -36,4 +49,21 @@ fn show_warnings() {
         .with_target(false)
         .without_time()
         .init();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn misuse_has_dockers_code_or_runcs() {
+        let code = |line: &str| {
+            let words: Vec<_> = line.split(' ').map(OsString::from).collect();
+            code_of_misuse(&words)
+        };
+        assert_eq!(code("run --nonsense image"), 125);
+        assert_eq!(code("run --bundle dir --nonsense id"), 1);
+        assert_eq!(code("run --bundle=dir --nonsense id"), 1);
+        assert_eq!(code("gc --nonsense"), 1);
+    }
 }

@@ -11,6 +11,7 @@ use vmbox_config::{DiskConfig, ShareConfig, VmConfig, VsockConfig};
 use super::{
     ContainerId,
     options::{BadOption, CpuLimit, Disk, MAXIMUM_VCPUS, MemoryLimit},
+    refuse,
 };
 
 /// The tag of the pod's one share.
@@ -179,6 +180,8 @@ pub struct GuestSpec {
     pub spec: Spec,
     /// In the order of the mounts.
     pub binds: Vec<HostBind>,
+    /// What of the spec is left out, in words for the user, to be told once.
+    pub left_out: Vec<String>,
 }
 
 /// The path of a container's root file system, relative to the share.
@@ -197,7 +200,8 @@ pub fn guest_path(in_share: &Path) -> PathBuf {
 /// # Errors
 /// A required field is missing, or the spec asks for what a guest can't give.
 pub fn for_guest(mut spec: Spec, id: &ContainerId, base: &Path) -> Result<GuestSpec, DesignError> {
-    refuse_unsupported(&spec)?;
+    refuse::unsupported(&spec)?;
+    let left_out = refuse::take_labels(&mut spec)?;
     let mut root = spec.root().clone().ok_or(DesignError::Missing("root"))?;
     root.set_path(guest_path(&rootfs_in_share(id)));
     spec.set_root(Some(root));
@@ -222,7 +226,11 @@ pub fn for_guest(mut spec: Spec, id: &ContainerId, base: &Path) -> Result<GuestS
             cpu.set_mems(None);
         }
     }
-    Ok(GuestSpec { spec, binds })
+    Ok(GuestSpec {
+        spec,
+        binds,
+        left_out,
+    })
 }
 
 fn rewrite_mount(
@@ -263,54 +271,6 @@ fn rewrite_mount(
         recursive,
         read_only,
     });
-    Ok(())
-}
-
-fn refuse_unsupported(spec: &Spec) -> Result<(), DesignError> {
-    let process = spec
-        .process()
-        .as_ref()
-        .ok_or(DesignError::Missing("process"))?;
-    if process.args().as_ref().is_none_or(Vec::is_empty) {
-        return Err(DesignError::Missing("process.args"));
-    }
-    let refuse = |what: &str| Err(DesignError::Unsupported(what.to_owned()));
-    if let Some(hooks) = spec.hooks() {
-        let lists = [
-            hooks.prestart(),
-            hooks.create_runtime(),
-            hooks.create_container(),
-            hooks.start_container(),
-            hooks.poststart(),
-            hooks.poststop(),
-        ];
-        if lists.into_iter().flatten().any(|list| !list.is_empty()) {
-            return refuse("hooks are not supported yet");
-        }
-    }
-    if process
-        .apparmor_profile()
-        .as_deref()
-        .is_some_and(|profile| !profile.is_empty() && profile != "unconfined")
-    {
-        return refuse("process.apparmorProfile: the guest kernel has no AppArmor");
-    }
-    if process
-        .selinux_label()
-        .as_deref()
-        .is_some_and(|label| !label.is_empty())
-    {
-        return refuse("process.selinuxLabel: the guest kernel has no SELinux");
-    }
-    if let Some(linux) = spec.linux() {
-        for namespace in linux.namespaces().iter().flatten() {
-            if namespace.path().is_some() && namespace.typ() != LinuxNamespaceType::Network {
-                return refuse(
-                    "linux.namespaces: a namespace of the host can't be joined from a guest",
-                );
-            }
-        }
-    }
     Ok(())
 }
 
@@ -442,24 +402,21 @@ mod tests {
     #[test]
     fn what_would_be_weaker_is_refused() {
         let mut value = minimal();
-        value["process"]["apparmorProfile"] = "docker-default".into();
+        value["process"]["apparmorProfile"] = "my-profile".into();
         assert!(for_guest(spec(value), &id(), Path::new("/")).is_err());
         let mut value = minimal();
-        value["linux"] =
-            serde_json::json!({"namespaces": [{"type": "pid", "path": "/proc/1/ns/pid"}]});
+        value["linux"] = serde_json::json!({"intelRdt": {"closID": "a"}});
         assert!(for_guest(spec(value), &id(), Path::new("/")).is_err());
     }
 
     #[test]
-    fn hooks_are_refused_not_dropped() {
-        for list in ["prestart", "createRuntime", "startContainer", "poststop"] {
-            let mut value = minimal();
-            value["hooks"] = serde_json::json!({list: [{"path": "/bin/true"}]});
-            assert!(
-                for_guest(spec(value), &id(), Path::new("/")).is_err(),
-                "{list}"
-            );
-        }
+    fn an_engines_default_label_does_not_reach_the_guest() {
+        let mut value = minimal();
+        value["process"]["apparmorProfile"] = "docker-default".into();
+        let guest = for_guest(spec(value), &id(), Path::new("/")).unwrap();
+        let process = guest.spec.process().as_ref().unwrap();
+        assert_eq!(*process.apparmor_profile(), None);
+        assert_eq!(guest.left_out.len(), 1);
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod id;
 pub mod options;
 pub mod owner;
 pub mod place;
+pub mod refuse;
 pub mod rootfs;
 pub mod seccomp;
 pub mod spec;

@@ -31,7 +31,7 @@ use crate::{
     },
 };
 
-/// Exit code of `docker run` for its own failures; runc's is 1.
+/// Exit code of `docker run` for its own failures. runc has only 1, whatever failed; engines read its message instead.
 const RUNTIME_FAILED: u8 = 125;
 const BUNDLE_FAILED: u8 = 1;
 /// As if killed: what happens to a container whose pod ends.
@@ -88,10 +88,12 @@ pub fn run(args: RunArgs) -> u8 {
 
 fn exit_code(error: &RunError, form: Form) -> u8 {
     match error {
-        RunError::Pod(PodError::Container(error)) => container::exit_code_of_refusal(error),
-        RunError::Pod(PodError::Ended(_)) => RUNTIME_FAILED,
+        RunError::Pod(PodError::Container(error @ ContainerError::Interrupted(_))) => {
+            container::exit_code_of_refusal(error)
+        }
         RunError::PodEnded(_) => KILLED,
         _ if form == Form::Bundle => BUNDLE_FAILED,
+        RunError::Pod(PodError::Container(error)) => container::exit_code_of_refusal(error),
         _ => RUNTIME_FAILED,
     }
 }
@@ -324,6 +326,9 @@ fn prepare(plan: &Plan, place: Option<&rootfs::Place>, share: &Path) -> Result<V
     };
     rootfs::make_working_dir(&corner.reopen(rootfs)?.proc_path(), &spec)?;
     let guest = design::for_guest(spec, &plan.id, base)?;
+    for field in &guest.left_out {
+        tracing::warn!("config.json: {field}");
+    }
     for bind in &guest.binds {
         let target = bind
             .target
@@ -355,6 +360,27 @@ mod tests {
         assert_eq!(exit_code(&failed(), Form::Image), 125);
         assert_eq!(exit_code(&failed(), Form::Bundle), 1);
         assert_eq!(exit_code(&ended(), Form::Image), 125);
+        assert_eq!(exit_code(&ended(), Form::Bundle), 1);
+    }
+
+    #[test]
+    fn a_command_that_is_not_there_has_dockers_code_or_runcs() {
+        let missing = || {
+            RunError::from(PodError::from(ContainerError::Start(AgentError::Refused {
+                code: ttrpc::Code::NOT_FOUND,
+                message: String::new(),
+            })))
+        };
+        assert_eq!(exit_code(&missing(), Form::Image), 127);
+        assert_eq!(exit_code(&missing(), Form::Bundle), 1);
+    }
+
+    #[test]
+    fn an_interruption_is_the_signal_in_both_forms() {
+        for form in [Form::Image, Form::Bundle] {
+            let error = PodError::from(ContainerError::Interrupted(2)).into();
+            assert_eq!(exit_code(&error, form), 130);
+        }
     }
 
     #[test]
