@@ -287,11 +287,15 @@ impl Container {
         let process = Arc::new(Process::new(pid, terminal));
         size_terminal(&process, connection);
         lock(&self.execs).insert(name.into(), Some(process.clone()));
-        let cgroup = self.cgroup.clone();
+        let container = self.clone();
+        let name = name.to_owned();
         tokio::spawn(async move {
-            process
-                .follow(streams, exit, || cgroup.oom_kills() > kills_before)
-                .await
+            let on_exit = || container.cgroup.oom_kills() > kills_before;
+            process.follow(streams, exit, on_exit).await;
+            // The keeper has been told: nobody else waits.
+            if connection.ports.keeper != 0 {
+                container.forget(&name);
+            }
         });
         Ok(pid)
     }

@@ -10,10 +10,10 @@ use std::time::Duration;
 use futures::StreamExt;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::sync::Notify;
-use tokio_vsock::{VsockAddr, VsockStream};
+use tokio_vsock::{VsockAddr, VsockListener, VsockStream};
 use ttrpc::r#async::Server;
 use ttrpc::r#async::transport::Listener;
-use vmbox_protocol::{AGENT_PORT, HOST_CID, Hello, MAX_LINE, Welcome};
+use vmbox_protocol::{AGENT_PORT, GUEST_PORT, HOST_CID, Hello, MAX_LINE, Welcome};
 
 use crate::container::Tools;
 use crate::pod::Pod;
@@ -86,6 +86,13 @@ pub struct HostStream {
     ended: Option<Arc<Notify>>,
 }
 
+/// How many may be in the middle of their greeting, and for how long.
+const MOST_GREETINGS: usize = 64;
+const GREETING: Duration = Duration::from_secs(10);
+
+/// Those that dial the guest's own port.
+type More = Pin<Box<dyn futures::Stream<Item = io::Result<HostStream>> + Send>>;
+
 impl std::fmt::Debug for HostStream {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("HostStream")
@@ -157,34 +164,27 @@ pub fn run(endpoint: Endpoint) -> Result<(), HostError> {
 async fn serve(endpoint: Endpoint) -> Result<(), HostError> {
     let reaper = Reaper::default();
     let reaping = tokio::spawn(reaper.clone().run());
-    let (mut stream, dialer) = match endpoint {
-        Endpoint::Vsock => (
-            Dialer::Vsock
-                .dial(AGENT_PORT)
-                .await
-                .map_err(HostError::Dial)?,
-            Dialer::Vsock,
-        ),
-        Endpoint::Unix(path) => {
-            let listener = tokio::net::UnixListener::bind(&path).map_err(HostError::Dial)?;
-            let (stream, _) = listener.accept().await.map_err(HostError::Dial)?;
-            (HostStream::new(stream), Dialer::Unix(path))
-        }
-    };
+    let (mut stream, dialer, more) = meet(endpoint).await.map_err(HostError::Dial)?;
     greet(&mut stream).await?;
     let ended = Arc::new(Notify::new());
     stream.ended = Some(ended.clone());
 
     let pod = Arc::new(Pod::new(Tools { reaper, dialer }));
-    let connection = futures::stream::once(async { Ok::<_, io::Error>(stream) })
-        .chain(futures::stream::pending());
+    let connection = futures::stream::once(async { Ok::<_, io::Error>(stream) }).chain(more);
     let mut server = Server::new().add_listener(Listener::new(connection));
     for service in rpc::services(&pod) {
         server = server.register_service(service);
     }
     server.start().await?;
+    let abandoned = async {
+        ended.notified().await;
+        if pod.is_lasting() {
+            // Further connections are served; an end is asked for, or comes with the machine's.
+            futures::future::pending().await
+        }
+    };
     tokio::select! {
-        () = ended.notified() => {}
+        () = abandoned => {}
         () = pod.shutdown.notified() => {
             // The host closes the connection when it has the answer; one that died meanwhile never will.
             let _ = tokio::time::timeout(Duration::from_secs(1), ended.notified()).await;
@@ -195,6 +195,44 @@ async fn serve(endpoint: Endpoint) -> Result<(), HostError> {
         }
     }
     Ok(())
+}
+
+/// The first connection, how to dial more, and those that the host dials.
+async fn meet(endpoint: Endpoint) -> io::Result<(HostStream, Dialer, More)> {
+    match endpoint {
+        Endpoint::Vsock => {
+            // Before the greeting: whoever knows of us finds us.
+            let listener = VsockListener::bind(VsockAddr::new(libc::VMADDR_CID_ANY, GUEST_PORT))?;
+            let stream = Dialer::Vsock.dial(AGENT_PORT).await?;
+            let more = listener
+                .incoming()
+                .map(from_host)
+                .buffer_unordered(MOST_GREETINGS)
+                .filter_map(|greeted| futures::future::ready(greeted.transpose()));
+            Ok((stream, Dialer::Vsock, Box::pin(more)))
+        }
+        Endpoint::Unix(path) => {
+            let listener = tokio::net::UnixListener::bind(&path)?;
+            let (stream, _) = listener.accept().await?;
+            let more = futures::stream::unfold(listener, async |listener| {
+                let accepted = listener.accept().await;
+                Some((accepted.map(|(s, _)| HostStream::new(s)), listener))
+            });
+            let stream = HostStream::new(stream);
+            Ok((stream, Dialer::Unix(path), Box::pin(more)))
+        }
+    }
+}
+
+/// Greets one who came by the guest's port. Nobody but the host is served, should a container ever reach us.
+async fn from_host(incoming: io::Result<VsockStream>) -> io::Result<Option<HostStream>> {
+    let stream = incoming?;
+    if stream.peer_addr()?.cid() != HOST_CID {
+        return Ok(None);
+    }
+    let mut stream = HostStream::new(stream);
+    let greeted = tokio::time::timeout(GREETING, greet(&mut stream)).await;
+    Ok(matches!(greeted, Ok(Ok(()))).then_some(stream))
 }
 
 /// The agent's first line and the host's answer, byte by byte so that nothing of ttrpc is read.

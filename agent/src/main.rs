@@ -16,6 +16,7 @@ mod cgroup;
 mod container;
 mod executor;
 mod host;
+mod keeper;
 mod log;
 mod pod;
 mod process;

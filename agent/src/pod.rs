@@ -29,6 +29,7 @@ pub struct Pod {
     tools: Tools,
     containers: Mutex<Containers>,
     set_up: AtomicBool,
+    lasting: AtomicBool,
     /// Told when the host asked for the end, so that the connection is given up after the answer.
     pub shutdown: Notify,
 }
@@ -41,6 +42,8 @@ pub struct Setup {
     pub entropy: Vec<u8>,
     /// Tag, and whether with DAX.
     pub shares: Vec<(String, bool)>,
+    /// The guest outlives the first connection.
+    pub lasting: bool,
 }
 
 impl Pod {
@@ -50,6 +53,7 @@ impl Pod {
             tools,
             containers: Mutex::default(),
             set_up: AtomicBool::new(false),
+            lasting: AtomicBool::new(false),
             shutdown: Notify::new(),
         }
     }
@@ -84,7 +88,13 @@ impl Pod {
         for (tag, dax) in &setup.shares {
             mount_share(tag, *dax)?;
         }
+        self.lasting.store(setup.lasting, Ordering::SeqCst);
         Ok(true)
+    }
+
+    /// Whether the guest goes on when the connection that we dialed has ended.
+    pub fn is_lasting(&self) -> bool {
+        self.lasting.load(Ordering::SeqCst)
     }
 
     /// Creates a container under a name that no other has.

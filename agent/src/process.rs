@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use nix::errno::Errno;
 use tokio::sync::{oneshot, watch};
 
+use crate::keeper::Keeper;
 use crate::reaper::ExitStatus;
 use crate::stdio::{self, Streams};
 
@@ -50,6 +51,23 @@ impl Process {
     /// # Errors
     /// The streams can't be polled.
     pub async fn follow(
+        &self,
+        mut streams: Streams,
+        exit: oneshot::Receiver<ExitStatus>,
+        on_exit: impl FnOnce() -> bool,
+    ) {
+        let mut keeper = Keeper(streams.keeper.take());
+        tokio::select! {
+            () = self.follow_alone(streams, exit, on_exit) => {}
+            () = keeper.serve(self) => {}
+        }
+        let exit = *self.finished.borrow();
+        if let Some(exit) = exit {
+            keeper.say(exit).await;
+        }
+    }
+
+    async fn follow_alone(
         &self,
         streams: Streams,
         exit: oneshot::Receiver<ExitStatus>,

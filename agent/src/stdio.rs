@@ -26,6 +26,8 @@ pub struct Ports {
     pub stdin: u32,
     pub stdout: u32,
     pub stderr: u32,
+    /// Not a stream: the host process that stands for the process.
+    pub keeper: u32,
 }
 
 /// A process' streams before the process exists: connected to the host, nothing moves yet.
@@ -34,6 +36,8 @@ pub struct Streams {
     stdin: Option<HostStream>,
     stdout: Option<HostStream>,
     stderr: Option<HostStream>,
+    /// See [`crate::keeper`].
+    pub keeper: Option<HostStream>,
     pipes: Option<Pipes>,
 }
 
@@ -64,6 +68,7 @@ impl Streams {
             stdin: dial(ports.stdin).await?,
             stdout: dial(ports.stdout).await?,
             stderr: dial(ports.stderr).await?,
+            keeper: dial(ports.keeper).await?,
             pipes: None,
         };
         if terminal {

@@ -33,6 +33,7 @@ fn connection(stdio: Option<&Stdio>) -> Connection {
             stdin: s.stdin_port,
             stdout: s.stdout_port,
             stderr: s.stderr_port,
+            keeper: s.keeper_port,
         },
         columns: s.columns,
         rows: s.rows,

@@ -25,6 +25,7 @@ impl vmbox_protocol::agent_ttrpc::Pod for PodService {
                 .into_iter()
                 .map(|share| (share.tag, share.dax))
                 .collect(),
+            lasting: request.lasting,
         };
         match self.0.setup(&setup) {
             Ok(true) => Ok(Empty::new()),
