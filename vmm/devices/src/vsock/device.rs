@@ -20,6 +20,9 @@ const QUEUE_SIZES: [u16; 3] = [128, 128, 16];
 /// that connects to `<socket>` and writes `CONNECT P\n` reaches the guest program that listens on port P, and reads
 /// `OK <its port>\n` first; where none listens, it reads end of file.
 ///
+/// When the guest ends a connection, the host program reads all that the guest has sent and then end of file, or
+/// ECONNRESET if the guest has left bytes of it unread.
+///
 /// Expects SIGPIPE to be ignored, as Rust's runtime does.
 #[derive(Debug)]
 pub struct Vsock {

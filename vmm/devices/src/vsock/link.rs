@@ -211,9 +211,4 @@ impl Link {
     pub fn reset(&mut self) -> Header {
         self.state.reset()
     }
-
-    /// Closes the socket so that the host program reads all that was written, and then end of file.
-    pub fn close(self) {
-        self.stream.close();
-    }
 }

@@ -358,7 +358,7 @@ impl Mux {
             self.waiting.retain(|id| self.links.contains_key(id));
         }
         self.poller.unwatch(link.fd());
-        link.close();
+        drop(link);
         self.lobby.reopen();
     }
 

@@ -1,10 +1,11 @@
 //! One Unix socket of a connection, and the bytes for it that it did not take yet.
 
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 
+use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 use vm_memory::{ReadVolatile, VolatileMemoryError, VolatileSlice, WriteVolatile};
 
 use super::connection::BUF_ALLOC;
@@ -174,14 +175,30 @@ impl Stream {
     pub fn close_read(&self) {
         let _ = self.socket.shutdown(Shutdown::Read);
     }
+}
 
-    /// Closes so that the host program sees end of file. Without emptying the socket first, Linux would tell it
-    /// ECONNRESET (`unix_release_sock`), although all that the guest had to say was delivered.
-    pub fn close(self) {
-        self.close_read();
-        let mut scratch = [0; 4096];
-        // After SHUT_RD nothing is added, so this ends with the socket's buffer.
-        while matches!((&self.socket).read(&mut scratch), Ok(count) if count > 0) {}
+/// Whatever ends a connection (its guest, a broken protocol, a device reset, the VM's end), the host program reads all
+/// that was accepted for it, and then end of file; or ECONNRESET, by Linux' own doing (`unix_release_sock`), if bytes of
+/// its own are left that never went to the guest.
+impl Drop for Stream {
+    fn drop(&mut self) {
+        let left = self.backlog_len();
+        if left == 0 {
+            return;
+        }
+        // The kernel keeps what a full socket was given, also after this process. The limit is on memory and not on
+        // bytes: `left` fits even if none of it were free, because Linux doubles the number for its overhead.
+        let now = getsockopt(&self.socket, sockopt::SndBuf).unwrap_or(0);
+        let room = now.saturating_add(left);
+        let raised = setsockopt(&self.socket, sockopt::SndBufForce, &room)
+            .or_else(|_| setsockopt(&self.socket, sockopt::SndBuf, &room));
+        let flushed = self.flush();
+        if raised.is_err() || (flushed.is_ok() && self.backlog_len() > 0) {
+            tracing::debug!(
+                bytes = self.backlog_len(),
+                "vsock: bytes for a host program that doesn't read are lost"
+            );
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! The device as a guest's driver and host programs see it, with fake rings and real Unix sockets.
 
+mod endings;
 mod limits;
 mod streams;
 mod talk;

@@ -17,7 +17,7 @@ proptest! {
 }
 
 #[derive(Debug, Clone)]
-enum Step {
+pub(super) enum Step {
     GuestWrites(usize),
     GuestReads,
     HostWrites(usize),
@@ -25,7 +25,7 @@ enum Step {
     Buffers(usize),
 }
 
-fn step() -> impl Strategy<Value = Step> {
+pub(super) fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         (1..60_000usize).prop_map(Step::GuestWrites),
         Just(Step::GuestReads),
@@ -36,20 +36,35 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 /// A guest that keeps to its credit, and a host program, each with a stream of known bytes.
-struct Talk {
-    rig: Rig,
-    host: UnixStream,
-    guest_sent: usize,
+pub(super) struct Talk {
+    pub rig: Rig,
+    pub host: UnixStream,
+    pub guest_sent: usize,
     guest_knows: u32,
-    guest_got: Vec<u8>,
-    guest_eof: bool,
-    host_sent: usize,
-    host_got: Vec<u8>,
+    pub guest_got: Vec<u8>,
+    pub guest_eof: bool,
+    pub host_sent: usize,
+    pub host_got: Vec<u8>,
     host_eof: bool,
 }
 
 impl Talk {
-    fn run(&mut self, step: &Step, bytes: &[u8]) {
+    pub fn new() -> Self {
+        let (rig, host) = Rig::connected();
+        Self {
+            rig,
+            host,
+            guest_sent: 0,
+            guest_knows: 0,
+            guest_got: Vec::new(),
+            guest_eof: false,
+            host_sent: 0,
+            host_got: Vec::new(),
+            host_eof: false,
+        }
+    }
+
+    pub fn run(&mut self, step: &Step, bytes: &[u8]) {
         match *step {
             Step::GuestWrites(count) => {
                 let credit = BUF_ALLOC - (self.guest_sent as u32 - self.guest_knows);
@@ -114,11 +129,7 @@ proptest! {
     #[test]
     fn both_streams_arrive_whole_in_order_and_end_after_their_last_byte(steps in proptest::collection::vec(step(), 1..300)) {
         let bytes = pattern(1 << 20);
-        let (rig, host) = Rig::connected();
-        let mut talk = Talk {
-            rig, host, guest_sent: 0, guest_knows: 0, guest_got: Vec::new(), guest_eof: false,
-            host_sent: 0, host_got: Vec::new(), host_eof: false,
-        };
+        let mut talk = Talk::new();
         for step in &steps {
             talk.run(step, &bytes);
         }
