@@ -83,6 +83,7 @@ fuzz_target!(|data: &[u8]| {
         tag: "fuzz".into(),
         root: base.join("share"),
         dax: Some(DaxWindow { base: 1 << 40, length: WINDOW_BYTES, mapper: Arc::new(Checker) }),
+        descriptors: 20,
     })
     .expect("the directory is there");
     Rig::new(Box::new(device)).run(&mut Input(data), |input, memory, queue| {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use kvm_ioctls::Kvm;
 use vmbox_config::{ExitReason, VmConfig};
+use vmbox_devices::fs;
 use vmbox_devices::rng::Rng;
 use vmbox_devices::worker::Worker;
 
@@ -46,9 +47,13 @@ pub fn assemble(config: &VmConfig) -> Result<Machine, AssembleError> {
         board.attach(Box::new(devices::disk(disk)?), &worker.handle())?;
         workers.push(worker);
     }
+    let descriptors = fs::descriptors_per_share(config.shares.len());
     for (share, window) in config.shares.iter().zip(windows) {
         let worker = spawn_worker(&format!("fs-{}", share.tag))?;
-        board.attach(Box::new(devices::share(share, window)?), &worker.handle())?;
+        board.attach(
+            Box::new(devices::share(share, window, descriptors)?),
+            &worker.handle(),
+        )?;
         workers.push(worker);
     }
     let mut balloon = None;
@@ -209,7 +214,7 @@ mod tests {
     fn a_missing_shared_directory_is_a_bad_configuration() {
         let config: ShareConfig =
             serde_json::from_str(r#"{"tag":"t","path":"/nowhere/at/all"}"#).unwrap();
-        let ending = devices::share(&config, None).err().unwrap().ending();
+        let ending = devices::share(&config, None, 1000).err().unwrap().ending();
         assert_eq!(ending.reason, ExitReason::BadConfig);
         assert!(
             ending.message.contains("/nowhere/at/all"),

@@ -86,12 +86,17 @@ pub fn disk(config: &DiskConfig) -> Result<Blk, AssembleError> {
         .map_err(|source| AssembleError::device(what(), source))
 }
 
-/// A share; `window` is where its DAX window goes, if it has one.
-pub fn share(config: &ShareConfig, window: Option<DaxWindow>) -> Result<Fs, AssembleError> {
+/// A share that may hold so many descriptors; `window` is where its DAX window goes, if it has one.
+pub fn share(
+    config: &ShareConfig,
+    window: Option<DaxWindow>,
+    descriptors: usize,
+) -> Result<Fs, AssembleError> {
     Fs::new(FsConfig {
         tag: config.tag.clone(),
         root: config.path.clone(),
         dax: window,
+        descriptors,
     })
     .map_err(|error| {
         // The kind tells a wrong path from a failing host.

@@ -5,11 +5,16 @@
 //!                                                                     └─ what that doesn't know ───► share, dax
 //! ```
 //!
-//! A guest holds on to descriptors here: one for each inode in its cache and one for each open file. The only bound is
-//! RLIMIT_NOFILE, which [`Fs::new`] raises; beyond it the guest gets EMFILE, and the monitor must not need descriptors.
+//! What a guest can make a share hold is bounded, and beyond the bound it gets ENFILE:
+//!
+//! - inodes known to the guest: one for each KiB of its RAM, at about 250 bytes each. It can't keep more itself.
+//! - descriptors: [`FsConfig::descriptors`]. A quarter of them, at most 2048, is for inodes, of which the idle ones are
+//!   closed and reopened; of the rest an open file or directory takes two.
+//!
 //! It also keeps mounts busy that its inodes lie on: the host must unmount them lazily.
 
 mod dax;
+mod limits;
 mod request;
 mod share;
 mod statx;
@@ -22,15 +27,17 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use rustix::fs::{CWD, Mode, OFlags};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use vm_memory::{GuestMemory, GuestMemoryRegion};
 
 pub use dax::{DAX_GRANULE, DaxMapper, DaxWindow};
+pub use limits::descriptors_per_share;
 
 use crate::device::{
     ActivateError, Activation, Event, GuestRam, Handler, Profile, Served, SharedMemory,
     VirtioDevice,
 };
 use crate::queue::Virtqueue;
+use limits::Limits;
 use request::Session;
 use share::Share;
 
@@ -50,6 +57,8 @@ pub struct FsConfig {
     pub root: PathBuf,
     /// The DAX window, if there is one.
     pub dax: Option<DaxWindow>,
+    /// The most descriptors that the guest may hold through this share: see [`descriptors_per_share`].
+    pub descriptors: usize,
 }
 
 /// Why a directory can't be shared.
@@ -81,13 +90,14 @@ pub struct Fs {
     root: Arc<OwnedFd>,
     proc_fds: Arc<OwnedFd>,
     dax: Option<DaxWindow>,
+    descriptors: usize,
 }
 
 impl Fs {
     /// Opens the directory.
     ///
-    /// This changes two things of the whole process. The umask becomes 0, because the guest's kernel has applied the
-    /// guest's; whoever else makes files names their mode. The soft limit of descriptors becomes the hard one.
+    /// This changes the whole process: its umask becomes 0, because the guest's kernel has applied the guest's. Whoever
+    /// else makes files names their mode.
     ///
     /// # Errors
     /// See [`FsError`].
@@ -107,12 +117,12 @@ impl Fs {
         let proc_fds = rustix::fs::openat(CWD, c"/proc/self/fd", flags, Mode::empty())
             .map_err(|e| FsError::Proc(e.into()))?;
         rustix::process::umask(Mode::empty());
-        raise_descriptor_limit();
         Ok(Self {
             tag,
             root: Arc::new(root),
             proc_fds: Arc::new(proc_fds),
             dax: config.dax,
+            descriptors: config.descriptors,
         })
     }
 }
@@ -145,12 +155,15 @@ impl VirtioDevice for Fs {
         if let Some(missing) = activation.queues.iter().position(|q| !q.is_enabled()) {
             return Err(ActivateError::QueueMissing(missing));
         }
-        let share = Share::new(self.root.clone(), self.proc_fds.clone()).map_err(|source| {
-            ActivateError::Host {
-                what: "examine the shared directory",
-                source,
-            }
-        })?;
+        let ram = activation.memory.iter().map(|region| region.len()).sum();
+        let limits = Limits::new(self.descriptors, ram);
+        let share =
+            Share::new(self.root.clone(), self.proc_fds.clone(), limits).map_err(|source| {
+                ActivateError::Host {
+                    what: "examine the shared directory",
+                    source,
+                }
+            })?;
         Ok(Box::new(FsHandler {
             session: Session::new(share, self.dax.clone()),
             memory: activation.memory,
@@ -204,25 +217,4 @@ fn padded_tag(tag: &str) -> Option<[u8; TAG_LENGTH]> {
     }
     padded.get_mut(..bytes.len())?.copy_from_slice(bytes);
     Some(padded)
-}
-
-/// As high as the kernel lets us: `fs.nr_open` where we may raise the hard limit, else that limit.
-fn raise_descriptor_limit() {
-    let limit = getrlimit(Resource::Nofile);
-    let ceiling = std::fs::read_to_string("/proc/sys/fs/nr_open")
-        .ok()
-        .and_then(|text| text.trim().parse().ok());
-    let highest = [ceiling.max(limit.maximum), limit.maximum];
-    let raise = |maximum| {
-        setrlimit(
-            Resource::Nofile,
-            Rlimit {
-                current: maximum,
-                maximum,
-            },
-        )
-    };
-    if let Err(error) = raise(highest[0]).or_else(|_| raise(highest[1])) {
-        tracing::warn!(%error, "could not raise the limit of open files");
-    }
 }

@@ -1,6 +1,7 @@
 //! A driver that speaks FUSE over a fake ring to a share in a temporary directory.
 
 mod attributes;
+mod bounds;
 mod files;
 mod hostile;
 mod mounts;
@@ -79,12 +80,20 @@ impl Answer {
 
 impl Guest {
     fn new() -> Self {
-        let mut guest = Self::without_init();
+        Self::with_descriptors(1000)
+    }
+
+    fn with_descriptors(count: usize) -> Self {
+        let mut guest = Self::start(count);
         assert_eq!(guest.init().errno, 0);
         guest
     }
 
     fn without_init() -> Self {
+        Self::start(1000)
+    }
+
+    fn start(descriptors: usize) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let window = Arc::new(FakeWindow::default());
         let mut device = Fs::new(FsConfig {
@@ -95,6 +104,7 @@ impl Guest {
                 length: 8 << 20,
                 mapper: window.clone(),
             }),
+            descriptors,
         })
         .unwrap();
         let memory = ram(8);
@@ -254,6 +264,7 @@ fn configuration_space_is_the_tag_and_one_request_queue() {
         tag: "vmbox".into(),
         root: directory.path().into(),
         dax: None,
+        descriptors: 1000,
     };
     let device = Fs::new(config).unwrap();
     let mut space = [0xff; 48];
@@ -271,6 +282,7 @@ fn tag_longer_than_its_field_is_refused() {
         tag: "x".repeat(37),
         root: "/".into(),
         dax: None,
+        descriptors: 1000,
     };
     assert!(matches!(Fs::new(config), Err(FsError::Tag(_))));
 }
@@ -282,6 +294,7 @@ fn root_that_is_a_file_is_refused() {
         tag: "share".into(),
         root: file.path().into(),
         dax: None,
+        descriptors: 1000,
     };
     assert!(matches!(Fs::new(config), Err(FsError::Root { .. })));
 }

@@ -12,8 +12,8 @@ use rustix::fs::{
 };
 
 use super::credentials::killing_privileges;
-use super::table::{Inode, lock};
-use super::{Share, error};
+use super::inodes::Inode;
+use super::{Share, error, lock};
 
 /// The longest value and the longest list the kernel knows (XATTR_SIZE_MAX, XATTR_LIST_MAX). What the guest asks for
 /// beyond that is not allocated.
@@ -21,9 +21,18 @@ const XATTR_MAX: usize = 64 << 10;
 
 /// Everything about an `O_PATH` or open descriptor, the mount it was reached by included.
 pub(super) fn statx(fd: impl AsFd) -> io::Result<Statx> {
-    let flags = AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW;
+    look(fd, c"", AtFlags::EMPTY_PATH)
+}
+
+/// The same of a child, itself also if it is a symbolic link.
+pub(super) fn statx_at(parent: impl AsFd, name: &CStr) -> io::Result<Statx> {
+    look(parent, name, AtFlags::empty())
+}
+
+fn look(fd: impl AsFd, name: &CStr, flags: AtFlags) -> io::Result<Statx> {
+    let flags = flags | AtFlags::SYMLINK_NOFOLLOW;
     let wanted = StatxFlags::BASIC_STATS | StatxFlags::BTIME | StatxFlags::MNT_ID;
-    Ok(rustix::fs::statx(fd, c"", flags, wanted)?)
+    Ok(rustix::fs::statx(fd, name, flags, wanted)?)
 }
 
 /// `statx` as fuse-backend-rs wants it.
@@ -162,7 +171,7 @@ impl Share {
     /// The calls refuse `O_PATH` descriptors, and what isn't a file or a directory must not be opened: those go
     /// through the magic link in /proc, which doesn't follow a symbolic link behind it.
     fn xattr_target(&self, inode: &Inode) -> io::Result<Target> {
-        match inode.kind {
+        match inode.identity.kind {
             libc::S_IFREG | libc::S_IFDIR => Ok(Target::File(
                 self.reopen(inode, OFlags::RDONLY | OFlags::NONBLOCK)?,
             )),

@@ -7,8 +7,8 @@ use std::mem::MaybeUninit;
 use fuse_backend_rs::api::filesystem::{DirEntry, Entry};
 use rustix::fs::{FileType, RawDir};
 
-use super::Share;
-use super::table::{Inode, lock};
+use super::inodes::Inode;
+use super::{Share, lock};
 
 /// The most that is read from the host at once, whatever the guest asks for.
 const READ_MAX: usize = 32 << 10;

@@ -10,8 +10,8 @@ use fuse_backend_rs::api::filesystem::{Context, Entry, ZeroCopyReader, ZeroCopyW
 use rustix::fs::{Mode, OFlags};
 
 use super::credentials::{as_caller, killing_privileges};
-use super::table::{Inode, lock};
-use super::{Share, checked_name, error};
+use super::inodes::Inode;
+use super::{Share, checked_name, error, lock};
 
 /// FOPEN_KILL_SUIDGID's counterpart in FUSE_OPEN and FUSE_CREATE (FUSE_OPEN_KILL_SUIDGID).
 const OPEN_KILL_SUIDGID: u32 = 1;
@@ -37,7 +37,7 @@ impl Share {
     /// Opens what the guest holds by its `O_PATH` descriptor. Only files and directories: opening a device, a FIFO or
     /// a socket acts on the host, and the guest's kernel never asks for it.
     pub(super) fn reopen(&self, inode: &Inode, flags: OFlags) -> io::Result<File> {
-        if !matches!(inode.kind, libc::S_IFREG | libc::S_IFDIR) {
+        if !matches!(inode.identity.kind, libc::S_IFREG | libc::S_IFDIR) {
             return Err(error(libc::EACCES));
         }
         let name = inode.fd.as_raw_fd().to_string();
@@ -48,11 +48,12 @@ impl Share {
 
     /// FUSE_OPEN.
     pub(super) fn open_file(&self, inode: &Inode, flags: u32, fuse_flags: u32) -> io::Result<u64> {
+        lock(&self.handles).check_room()?;
         let host = host_flags(flags);
         let kill = self.kills(fuse_flags & OPEN_KILL_SUIDGID != 0);
         let file = killing_privileges(kill, || self.reopen(inode, host))?;
         let append = host.contains(OFlags::APPEND);
-        Ok(lock(&self.handles).insert(inode.node, file, append))
+        lock(&self.handles).insert(inode, file, append)
     }
 
     /// FUSE_CREATE.
@@ -66,7 +67,7 @@ impl Share {
         let name = checked_name(name)?;
         let host = host_flags(args.flags);
         let flags = host | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        match self.make_file(context, parent, name, flags, args) {
+        match self.make_file(context, parent, Some(name), flags, args) {
             Err(e) if e.raw_os_error() == Some(libc::EEXIST) => {}
             made => return made,
         }
@@ -99,20 +100,23 @@ impl Share {
             | OFlags::TMPFILE
             | OFlags::CLOEXEC
             | exclusive;
-        self.make_file(context, parent, c".", flags, args)
+        self.make_file(context, parent, None, flags, args)
     }
 
     fn make_file(
         &self,
         context: &Context,
         parent: u64,
-        name: &CStr,
+        name: Option<&CStr>,
         flags: OFlags,
         args: &CreateIn,
     ) -> io::Result<(Entry, u64)> {
+        self.check_room()?;
+        lock(&self.handles).check_room()?;
         let parent = self.inode(parent)?;
         let mode = Mode::from_raw_mode(args.mode & !args.umask & 0o7777);
         let fd = as_caller(context, || {
+            let name = name.unwrap_or(c".");
             Ok(rustix::fs::openat(&parent.fd, name, flags, mode)?)
         })?;
         let file = File::from(fd);
@@ -123,9 +127,9 @@ impl Share {
             OFlags::PATH | OFlags::CLOEXEC,
             Mode::empty(),
         )?;
-        let entry = self.adopt(path, &parent)?;
+        let entry = self.adopt(path, &parent, name)?;
         let append = flags.contains(OFlags::APPEND);
-        let handle = lock(&self.handles).insert(entry.inode, file, append);
+        let handle = lock(&self.handles).insert(&self.inode(entry.inode)?, file, append)?;
         Ok((entry, handle))
     }
 

@@ -14,8 +14,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 
 use super::attributes::{statx, to_stat};
 use super::credentials::as_caller;
-use super::table::lock;
-use super::{Share, VALIDITY, checked_name, error};
+use super::{Share, VALIDITY, checked_name, error, lock};
 
 /// What we would like of what a guest offers. Left out on purpose: WRITEBACK_CACHE (the host sees writes at once),
 /// POSIX_LOCKS and FLOCK_LOCKS (locks are the guest's own), POSIX_ACL (the guest's kernel would ask for each inode's
@@ -85,7 +84,7 @@ impl FileSystem for Share {
         handle: Option<u64>,
         valid: SetattrValid,
     ) -> io::Result<(stat64, Duration)> {
-        self.set_attributes(&*self.inode(inode)?, &attr, handle, valid)?;
+        self.set_attributes(&self.inode(inode)?, &attr, handle, valid)?;
         self.getattr(context, inode, None)
     }
 
@@ -102,6 +101,7 @@ impl FileSystem for Share {
         name: &CStr,
     ) -> io::Result<Entry> {
         let name = checked_name(name)?;
+        self.check_room()?;
         let directory = self.inode(parent)?;
         as_caller(context, || {
             Ok(rustix::fs::symlinkat(target, &directory.fd, name)?)
@@ -119,6 +119,7 @@ impl FileSystem for Share {
         umask: u32,
     ) -> io::Result<Entry> {
         let name = checked_name(name)?;
+        self.check_room()?;
         let directory = self.inode(parent)?;
         let kind = FileType::from_raw_mode(mode);
         let mode = Mode::from_raw_mode(mode & !umask & 0o7777);
@@ -143,6 +144,7 @@ impl FileSystem for Share {
         umask: u32,
     ) -> io::Result<Entry> {
         let name = checked_name(name)?;
+        self.check_room()?;
         let directory = self.inode(parent)?;
         let mode = Mode::from_raw_mode(mode & !umask & 0o7777);
         as_caller(context, || {
@@ -182,7 +184,7 @@ impl FileSystem for Share {
         flags: u32,
         fuse_flags: u32,
     ) -> io::Result<(Option<u64>, OpenOptions, Option<u32>)> {
-        let handle = self.open_file(&*self.inode(inode)?, flags, fuse_flags)?;
+        let handle = self.open_file(&self.inode(inode)?, flags, fuse_flags)?;
         Ok((Some(handle), OpenOptions::empty(), None))
     }
 
@@ -301,7 +303,7 @@ impl FileSystem for Share {
         value: &[u8],
         flags: u32,
     ) -> io::Result<()> {
-        self.set_xattr(&*self.inode(inode)?, name, value, flags)
+        self.set_xattr(&self.inode(inode)?, name, value, flags)
     }
 
     fn getxattr(
@@ -333,13 +335,14 @@ impl FileSystem for Share {
     }
 
     fn removexattr(&self, _: &Context, inode: u64, name: &CStr) -> io::Result<()> {
-        self.remove_xattr(&*self.inode(inode)?, name)
+        self.remove_xattr(&self.inode(inode)?, name)
     }
 
     fn opendir(&self, _: &Context, inode: u64, _: u32) -> io::Result<(Option<u64>, OpenOptions)> {
+        lock(&self.handles).check_room()?;
         let inode = self.inode(inode)?;
         let file = self.reopen(&inode, OFlags::RDONLY | OFlags::DIRECTORY)?;
-        let handle = lock(&self.handles).insert(inode.node, file, false);
+        let handle = lock(&self.handles).insert(&inode, file, false)?;
         Ok((Some(handle), OpenOptions::empty()))
     }
 
@@ -365,7 +368,7 @@ impl FileSystem for Share {
         offset: u64,
         add: &mut dyn FnMut(DirEntry, Entry) -> io::Result<usize>,
     ) -> io::Result<()> {
-        self.read_directory_plus(&*self.inode(inode)?, handle, size, offset, add)
+        self.read_directory_plus(&self.inode(inode)?, handle, size, offset, add)
     }
 
     fn fsyncdir(&self, context: &Context, inode: u64, data: bool, handle: u64) -> io::Result<()> {
