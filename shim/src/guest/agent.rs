@@ -27,6 +27,9 @@ pub enum AgentError {
         /// One line.
         message: String,
     },
+    /// It could not be asked, or did not answer.
+    #[error("{0}")]
+    Unasked(String),
     /// The connection ended: the guest is gone.
     #[error("the guest is gone")]
     Gone,
@@ -234,20 +237,34 @@ impl Agent {
         }
     }
 
-    /// Ends the guest; its VM ends soon after.
+    /// Kills every container and writes to disks and volumes what is dirty, however long that takes; the VM ends soon after
+    /// the answer.
     ///
     /// # Errors
     /// The agent refused. That it is gone is not an error.
-    pub async fn shutdown(&self, patience: Duration) -> Result<(), AgentError> {
+    pub async fn shutdown(&self) -> Result<(), AgentError> {
         match self
             .pod
-            .shutdown(context::with_duration(patience), &Empty::new())
+            .shutdown(context::with_timeout(0), &Empty::new())
             .await
             .map_err(AgentError::from)
         {
             Ok(_) | Err(AgentError::Gone) => Ok(()),
             Err(refused) => Err(refused),
         }
+    }
+
+    /// Whether the agent is still making a container, which then can't be deleted yet.
+    async fn is_creating(&self, id: &str) -> Result<bool, AgentError> {
+        let request = ContainerRequest {
+            id: id.to_owned(),
+            ..Default::default()
+        };
+        let state = self
+            .containers
+            .state(context::with_duration(CALL), &request)
+            .await?;
+        Ok(state.status == "creating")
     }
 }
 
@@ -258,18 +275,111 @@ fn container(id: &ContainerId) -> ContainerRequest {
     }
 }
 
-/// Removes a container through a pod's relay, from a program without a runtime. Best effort: the pod may be ending.
-pub fn delete_container(relay: &Path, id: &str) {
-    let Ok(runtime) = tokio::runtime::Builder::new_current_thread()
+/// Removes a container through a pod's relay, from a program without a runtime; one that is being made, as soon as it is.
+/// Fine if there is none, or no pod any more.
+///
+/// # Errors
+/// The agent refused, or has not done it within a minute.
+pub fn delete_container(relay: &Path, id: &str) -> Result<(), AgentError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-    else {
-        return;
+        .map_err(|error| AgentError::Unasked(error.to_string()))?;
+    let deleted = runtime.block_on(async { tokio::time::timeout(CALL, forget(relay, id)).await });
+    deleted.unwrap_or_else(|_| Err(AgentError::Unasked("no answer".into())))
+}
+
+/// Between two looks at a container that is being made: nothing tells when it is.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
+async fn forget(relay: &Path, id: &str) -> Result<(), AgentError> {
+    let Ok(agent) = Agent::connect(relay).await else {
+        return Ok(());
     };
-    runtime.block_on(async {
-        let delete = async { Agent::connect(relay).await?.delete(id).await };
-        if let Ok(Err(error)) = tokio::time::timeout(Duration::from_secs(2), delete).await {
-            tracing::debug!(%error, "the container was not there to be deleted");
+    loop {
+        // Asked first: one that is made in between is then found by Delete.
+        let creating = agent.is_creating(id).await;
+        match (agent.delete(id).await, creating) {
+            (Ok(()) | Err(AgentError::Gone), _) => return Ok(()),
+            (Err(AgentError::Refused { .. }), Ok(true)) => tokio::time::sleep(LOOK_AGAIN).await,
+            (
+                Err(AgentError::Refused {
+                    code: Code::NOT_FOUND,
+                    ..
+                }),
+                _,
+            ) => return Ok(()),
+            (Err(refused), _) => return Err(refused),
         }
-    });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use async_trait::async_trait;
+    use std::sync::{Arc, Mutex};
+    use ttrpc::asynchronous::{Server, TtrpcContext, transport::Listener};
+    use vmbox_protocol::{
+        agent::StateResponse,
+        agent_ttrpc::{Containers, create_containers},
+    };
+
+    /// An agent that has a container ready after so many looks at it.
+    struct Slow {
+        looks: Mutex<usize>,
+        deleted: Arc<Mutex<bool>>,
+    }
+
+    fn unknown() -> ttrpc::Error {
+        ttrpc::Error::RpcStatus(ttrpc::get_status(Code::NOT_FOUND, "no container"))
+    }
+
+    #[async_trait]
+    impl Containers for Slow {
+        async fn state(
+            &self,
+            _: &TtrpcContext,
+            _: ContainerRequest,
+        ) -> ttrpc::Result<StateResponse> {
+            let mut looks = self.looks.lock().unwrap();
+            let creating = *looks > 0;
+            *looks = looks.saturating_sub(1);
+            Ok(StateResponse {
+                status: if creating { "creating" } else { "created" }.into(),
+                ..Default::default()
+            })
+        }
+
+        async fn delete(&self, _: &TtrpcContext, _: DeleteRequest) -> ttrpc::Result<Empty> {
+            if *self.looks.lock().unwrap() > 0 {
+                return Err(unknown());
+            }
+            *self.deleted.lock().unwrap() = true;
+            Ok(Empty::new())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_container_that_is_being_made_is_deleted_when_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("agent.sock");
+        let deleted = Arc::new(Mutex::new(false));
+        let agent = Slow {
+            looks: Mutex::new(3),
+            deleted: deleted.clone(),
+        };
+        let listener = Listener::bind_unix(socket.to_str().unwrap()).unwrap();
+        let mut server = Server::new()
+            .add_listener(listener)
+            .register_service(create_containers(Arc::new(agent)));
+        server.start().await.unwrap();
+        forget(&socket, "web").await.unwrap();
+        assert!(*deleted.lock().unwrap());
+    }
+
+    #[tokio::test]
+    async fn of_a_pod_that_has_ended_nothing_is_to_be_deleted() {
+        forget(Path::new("/no/such/socket"), "web").await.unwrap();
+    }
 }

@@ -26,13 +26,16 @@ pub enum ContainerError {
     /// The agent could not start it.
     #[error("start the container")]
     Start(#[source] AgentError),
+    /// It runs, but that could not be written down.
+    #[error("write the journal")]
+    Journal(#[source] std::io::Error),
     /// The guest ended before the container did.
     #[error("wait for the container")]
     Wait(#[source] AgentError),
     /// It ran, but not all that it wrote reached our standard output and error.
     #[error("write the container's output")]
     Output(#[source] std::io::Error),
-    /// The user gave up before it was started.
+    /// The user gave up before it was started, or after it had ended and while its output was being handed on.
     #[error("interrupted by signal {0}")]
     Interrupted(u32),
 }
@@ -59,6 +62,8 @@ pub struct Launch<'a> {
     pub attachment: Attachment,
     /// A debug hook: this signal crashes the agent instead of reaching the container.
     pub crash_on: Option<u32>,
+    /// Called when its process runs.
+    pub started: &'a dyn Fn() -> std::io::Result<()>,
     /// Where phases are noted.
     pub timing: &'a Arc<Timing>,
 }
@@ -95,19 +100,55 @@ pub async fn run(
         .await
         .map_err(ContainerError::Start)?;
     launch.timing.mark("container started");
+    (launch.started)().map_err(ContainerError::Journal)?;
     let exit = wait(agent, launch, signals)
         .await
         .map_err(ContainerError::Wait);
-    let mut handed_on = Ok(());
-    for output in streams.outputs {
-        handed_on = handed_on.and(output.drained().await);
+    // Said at once: whatever fails from here on, this stays true.
+    if matches!(
+        exit,
+        Ok(Exit {
+            oom_killed: true,
+            ..
+        })
+    ) {
+        tracing::warn!("the container ran out of memory, and a process of it was killed");
     }
+    let handed_on = hand_on(streams.outputs, launch.crash_on, signals).await;
     // The thread that reads our standard input ends with us: exit never waits for input.
     drop(streams.stdin);
     launch.timing.mark("exit");
     let exit = exit?;
-    handed_on.map_err(ContainerError::Output)?;
+    handed_on?;
     Ok(exit)
+}
+
+/// Waits for what is left of the output. Its reader may never take it: a signal gives it up.
+async fn hand_on(
+    outputs: Vec<Stream>,
+    crash_on: Option<u32>,
+    signals: &mut Signals,
+) -> Result<(), ContainerError> {
+    let drained = async {
+        let mut handed_on = Ok(());
+        for output in outputs {
+            handed_on = handed_on.and(output.drained().await);
+        }
+        handed_on.map_err(ContainerError::Output)
+    };
+    tokio::pin!(drained);
+    loop {
+        tokio::select! {
+            result = &mut drained => return result,
+            wish = signals.next() => match wish {
+                // There is no process any more that could have it.
+                Wish::Forward(signal) if crash_on != Some(signal) => {
+                    return Err(ContainerError::Interrupted(signal));
+                }
+                Wish::Forward(_) | Wish::Resize => {}
+            },
+        }
+    }
 }
 
 fn listen(launch: &Launch<'_>) -> std::io::Result<Streams> {

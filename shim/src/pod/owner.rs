@@ -21,8 +21,11 @@ use crate::{
 
 /// A guest that has not reported by then hangs. Generous: emulated and overcommitted hosts boot slowly.
 const BOOT: Duration = Duration::from_secs(120);
-/// A guest asked to end has this long before it is killed.
-const FAREWELL: Duration = Duration::from_secs(5);
+/// A guest that was asked to end, writes what is dirty to disks and volumes. One that has written nothing for so long is
+/// killed. Generous: the disk below may be slow, or a network's.
+const STALLED: Duration = Duration::from_secs(120);
+/// How often its progress is looked at.
+const LOOK: Duration = Duration::from_secs(1);
 /// When the connection is lost, the monitor's explanation is waited for this long.
 const EXPLANATION: Duration = Duration::from_millis(1500);
 
@@ -75,7 +78,7 @@ impl Pod {
         dir: &PodDir,
         vmm: &std::path::Path,
         config: VmConfig,
-        journal: &mut Journal,
+        journal: &Journal,
         timing: &Arc<Timing>,
     ) -> Result<Self, PodError> {
         let listener = dir.vsock_port(vmbox_protocol::AGENT_PORT);
@@ -97,6 +100,12 @@ impl Pod {
             monitor,
             greeter: Some(greeter),
         })
+    }
+
+    /// A handle that resolves when the VM has ended.
+    pub fn ended(&self) -> impl Future<Output = PodError> + use<> {
+        let ended = self.monitor.ended();
+        async { PodError::Ended(ended.await) }
     }
 
     /// Waits for the agent and sets the guest up.
@@ -163,18 +172,67 @@ impl Pod {
         }
     }
 
-    /// Ends the guest in order, and kills it if it won't.
-    pub async fn shutdown(self, ready: Ready) {
-        if let Err(error) = ready.agent.shutdown(FAREWELL).await {
-            tracing::warn!(%error, "the agent refuses to end the guest");
+    /// Ends the guest in order: nothing that it wrote is lost, however long its disks take. Kills it if it makes no
+    /// progress, or if the user insists by a second signal; and says so.
+    pub async fn shutdown(self, ready: Ready, signals: &mut Signals) {
+        let pid = self.monitor.pid();
+        let ended = self.monitor.ended();
+        let goodbye = async move {
+            if let Err(error) = ready.agent.shutdown().await {
+                tracing::warn!(%error, "the agent refuses to end the guest");
+                return;
+            }
+            // The agent waits for our end of the connection to close.
+            drop(ready);
+            ended.await;
+        };
+        tokio::select! {
+            () = goodbye => {}
+            () = insisted(signals) => tracing::warn!("the guest is killed: what it had not written to its disks is lost"),
+            () = stalled(LOOK, STALLED, || bytes_written(pid)) => tracing::warn!(
+                "the guest was asked to end and has written nothing for {} s: it is killed, and what it had not \
+                 written to its disks is lost",
+                STALLED.as_secs()
+            ),
         }
-        self.monitor.finish(FAREWELL).await;
+        self.monitor.finish(Duration::ZERO).await;
     }
 
     /// Kills the VM.
     pub async fn kill(self) {
         self.monitor.finish(Duration::ZERO).await;
     }
+}
+
+/// Waits for two signals; the first is answered.
+async fn insisted(signals: &mut Signals) {
+    first_fatal(signals).await;
+    tracing::warn!("the guest is still writing to its disks; another signal kills it");
+    first_fatal(signals).await;
+}
+
+/// Waits until `progress` has been the same for so long; looks that often.
+async fn stalled(look: Duration, patience: Duration, progress: impl Fn() -> Option<u64>) {
+    let mut last = progress();
+    let mut since = tokio::time::Instant::now();
+    while since.elapsed() < patience {
+        tokio::time::sleep(look).await;
+        let now = progress();
+        if now != last {
+            last = now;
+            since = tokio::time::Instant::now();
+        }
+    }
+}
+
+/// What a process has written so far: `wchar` of proc_pid_io(5).
+fn bytes_written(pid: u32) -> Option<u64> {
+    let counters = std::fs::read_to_string(format!("/proc/{pid}/io")).ok()?;
+    let mut lines = counters.lines();
+    lines
+        .find_map(|line| line.strip_prefix("wchar: "))?
+        .parse()
+        .ok()
 }
 
 async fn first_fatal(signals: &mut Signals) -> u32 {
@@ -269,5 +327,26 @@ mod tests {
             describe(&end),
             "the guest kernel panicked | guest: [ 2.0] Kernel panic - not syncing: Attempted to kill init!"
         );
+    }
+
+    #[tokio::test]
+    async fn a_guest_that_writes_is_waited_for_until_it_hangs() {
+        let (look, patience) = (Duration::from_micros(100), Duration::from_millis(1));
+        let looks = std::cell::Cell::new(0);
+        // Far more looks than fit into the patience.
+        let progress = || {
+            looks.set(looks.get() + 1);
+            Some(looks.get().min(100))
+        };
+        stalled(look, patience, progress).await;
+        assert!(looks.get() > 100, "{}", looks.get());
+    }
+
+    #[test]
+    fn what_a_process_writes_is_progress() {
+        let pid = std::process::id();
+        let before = bytes_written(pid).unwrap();
+        std::fs::write("/dev/null", [0; 4096]).unwrap();
+        assert!(bytes_written(pid).unwrap() >= before + 4096);
     }
 }

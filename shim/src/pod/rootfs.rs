@@ -9,7 +9,7 @@ use super::{
     spec::{ImageDefaults, ResolvedUser},
 };
 use crate::storage::{
-    Image, ImageRef, RootFs, RootFsError, StorageError, Store, UserError, WritableLayer,
+    Halt, Image, ImageRef, RootFs, RootFsError, StorageError, Store, UserError, WritableLayer,
     make_dir_all, resolve_user,
 };
 
@@ -34,6 +34,9 @@ pub enum PrepareError {
         #[source]
         source: std::io::Error,
     },
+    /// What is about to be made can't be written down.
+    #[error("write the journal")]
+    Journal(#[source] std::io::Error),
     /// A container of that name was run without `--rm`.
     #[error(
         "the name {0} is taken by a container that has ended: `vmbox rm {0}` removes what it wrote"
@@ -49,17 +52,26 @@ pub struct Place {
 }
 
 impl Place {
-    /// The place of `id` in the store at `root`.
+    /// Takes the place of `id` in the store at `root`; `announce` writes it down just before it is made.
     ///
     /// # Errors
-    /// The store can't be used, or another container left something there.
-    pub fn of(root: &Path, id: &ContainerId) -> Result<Self, PrepareError> {
+    /// The store can't be used, it can't be written down, or another container left something there.
+    pub fn take(
+        root: &Path,
+        id: &ContainerId,
+        announce: impl FnOnce() -> std::io::Result<()>,
+    ) -> Result<Self, PrepareError> {
         let store = Store::open(root)?;
-        let writable = store.container(id.as_str())?;
-        if writable.upper.exists() {
-            return Err(PrepareError::NameTaken(id.clone()));
+        let announce = || announce().map_err(PrepareError::Journal);
+        match store.reserve(id.as_str(), announce)? {
+            Some(writable) => Ok(Self { store, writable }),
+            None => Err(PrepareError::NameTaken(id.clone())),
         }
-        Ok(Self { store, writable })
+    }
+
+    /// A handle that makes [`Self::fill`] give up.
+    pub fn halt(&self) -> Halt {
+        self.store.halt()
     }
 
     /// Brings the image into the store, if it is not there yet, and mounts it with the writable layer on `target`.

@@ -11,6 +11,7 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 use super::compression::{Compression, Decoder, detect};
 use super::digest::Digest;
 use super::error::ImageError;
+use super::halt::Halt;
 use super::member::{Kind, Members, is_tar};
 
 /// Largest JSON document of an image that is read: far above real ones, so that a hostile one can't fill memory.
@@ -50,7 +51,7 @@ impl Source {
     }
 
     /// Opens an archive; a compressed one is expanded to an unnamed file in `scratch` first, because blobs come in any order.
-    pub fn archive(path: &Path, scratch: &Path) -> Result<Self, ImageError> {
+    pub fn archive(path: &Path, scratch: &Path, halt: &Halt) -> Result<Self, ImageError> {
         let read = |source| ImageError::Read {
             what: path.display().to_string(),
             source,
@@ -63,7 +64,7 @@ impl Source {
             .map_err(read)?;
         file.seek(SeekFrom::Start(0)).map_err(read)?;
         if detect(&start).map_err(read)? != Compression::Plain {
-            file = expand(file, scratch).map_err(read)?;
+            file = expand(halt.reader(file), scratch).map_err(read)?;
         } else if !is_tar(&start) {
             return Err(ImageError::NotArchive);
         }
@@ -180,7 +181,7 @@ impl Read for Section<'_> {
     }
 }
 
-fn expand(file: File, scratch: &Path) -> io::Result<File> {
+fn expand(file: impl Read, scratch: &Path) -> io::Result<File> {
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
     let mut expanded = File::from(openat(CWD, scratch, flags, Mode::from_raw_mode(0o600))?);
     io::copy(

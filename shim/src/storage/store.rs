@@ -1,17 +1,18 @@
 //! The content-addressed store: every layer is unpacked once, checked against both of its digests, and never seen half done.
 
-use std::fs::{self, Permissions};
+use std::fs::{self, File, Permissions};
 use std::io::{self, BufReader, IsTerminal};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use rustix::fs::lgetxattr;
+use rustix::fs::{FlockOperation, flock, lgetxattr};
 use rustix::io::Errno;
 
 use super::compression::Decoder;
 use super::digest::{Digest, HashingReader};
 use super::error::{LayerError, StorageError};
+use super::halt::Halt;
 use super::image_ref::ImageRef;
 use super::lock::Lock;
 use super::lower::LowerView;
@@ -56,6 +57,7 @@ pub struct ImageConfig {
 #[derive(Clone, Debug)]
 pub struct Store {
     root: PathBuf,
+    halt: Halt,
 }
 
 /// Where a container's writes go: overlayfs' upper and work directory, made by [`super::RootFs::mount`].
@@ -80,7 +82,13 @@ impl Store {
         // Absolute, because mounting resolves it later, perhaps from another directory.
         Ok(Self {
             root: fs::canonicalize(root).map_err(failed)?,
+            halt: Halt::default(),
         })
+    }
+
+    /// A handle that makes [`Self::prepare`] of this store, and of clones of it, give up.
+    pub fn halt(&self) -> Halt {
+        self.halt.clone()
     }
 
     /// Makes an image ready: unpacks what layers the store doesn't have yet. Shows progress if stderr is a terminal.
@@ -122,7 +130,7 @@ impl Store {
         };
         let source = match reference {
             ImageRef::Archive { file, .. } => {
-                Source::archive(file, &self.root.join("tmp")).map_err(failed)?
+                Source::archive(file, &self.root.join("tmp"), &self.halt).map_err(failed)?
             }
             ImageRef::Layout { .. } | ImageRef::RootDir(_) => Source::layout(path),
         };
@@ -134,19 +142,34 @@ impl Store {
         })
     }
 
-    /// Where container `id` writes; makes `containers/<id>`.
-    pub fn container(&self, id: &str) -> Result<WritableLayer, StorageError> {
+    /// Makes `containers/<id>`, where container `id` writes; `announce` is called just before, once it is sure that it will be
+    /// this caller's. `None`: it is there already, and somebody else's.
+    ///
+    /// # Errors
+    /// What `announce` says; then, and on all other errors, nothing was made.
+    pub fn reserve<E: From<StorageError>>(
+        &self,
+        id: &str,
+        announce: impl FnOnce() -> Result<(), E>,
+    ) -> Result<Option<WritableLayer>, E> {
         let dir = self.container_dir(id)?;
-        let mut builder = fs::DirBuilder::new();
-        let made = builder.recursive(true).mode(0o700).create(&dir);
-        made.map_err(|source| StorageError::Store {
+        let failed = |source| StorageError::Store {
             path: dir.clone(),
             source,
-        })?;
-        Ok(WritableLayer {
+        };
+        // Between the look and the making nobody else takes it.
+        let _turn = lock_dir(&self.root.join("containers"), FlockOperation::LockExclusive)
+            .map_err(failed)?;
+        if fs::symlink_metadata(&dir).is_ok() {
+            return Ok(None);
+        }
+        announce()?;
+        let made = fs::DirBuilder::new().mode(0o700).create(&dir);
+        made.map_err(failed)?;
+        Ok(Some(WritableLayer {
             upper: dir.join("upper"),
             work: dir.join("work"),
-        })
+        }))
     }
 
     /// Removes all that container `id` wrote; fine if there is nothing. Its root file system must not be mounted any more.
@@ -267,7 +290,7 @@ impl Store {
             });
         }
         let bar = progress(blob.length, label);
-        let raw = HashingReader::new(bar.wrap_read(blob.reader));
+        let raw = HashingReader::new(self.halt.reader(bar.wrap_read(blob.reader)));
         let mut raw = BufReader::with_capacity(BUFFER_BYTES, raw);
         let unpacked = decode_and_unpack(&mut raw, partial, &lower);
         bar.finish_and_clear();
@@ -342,6 +365,13 @@ fn decode_and_unpack(
     // What follows the end of the archive counts for the digest too.
     let digest = members.into_inner().digest().map_err(UnpackError::Read)?;
     Ok((unpacked, digest))
+}
+
+/// Locks a directory of the store until the descriptor is closed.
+fn lock_dir(path: &Path, operation: FlockOperation) -> io::Result<File> {
+    let dir = File::open(path)?;
+    rustix::io::retry_on_intr(|| flock(&dir, operation))?;
+    Ok(dir)
 }
 
 fn lock_path(partial: &Path) -> PathBuf {

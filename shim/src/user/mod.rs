@@ -4,6 +4,7 @@ pub mod args;
 mod check;
 mod gc;
 mod plan;
+mod prepare;
 mod run;
 pub mod signals;
 pub mod timing;

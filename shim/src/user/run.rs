@@ -5,15 +5,17 @@
 //!                                          root file system, volumes ─┴─► agent ─► container ─► end of VM ─► warden
 //! ```
 
-use std::{io, path::Path, sync::Arc};
+use std::{io, os::fd::OwnedFd, path::Path, sync::Arc};
+
+use tokio::io::{Interest, unix::AsyncFd};
 
 use super::{
     args::{Form, RunArgs},
     complain, one_line,
-    plan::{Plan, PlanError, Source, plan},
+    plan::{Plan, PlanError, plan},
+    prepare::{Preparing, keep, reserve},
     run_dir,
     signals::Signals,
-    store_dir,
     timing::Timing,
     warden::Warden,
 };
@@ -23,11 +25,11 @@ use crate::{
     pod::{
         ContainerId,
         container::{self, ContainerError, Launch},
-        design::{self, DesignError, HostBind, VmPlaces},
+        design::{self, DesignError, VmPlaces},
         owner::{Pod, PodError, Ready},
-        place::{self, Corner, PlaceError, PodDir},
-        rootfs::{self, PrepareError},
-        spec::{self, SpecError},
+        place::{self, PlaceError, PodDir},
+        rootfs::PrepareError,
+        spec::SpecError,
     },
 };
 
@@ -38,7 +40,7 @@ const BUNDLE_FAILED: u8 = 1;
 const KILLED: u8 = 137;
 
 #[derive(Debug, thiserror::Error)]
-enum RunError {
+pub(super) enum RunError {
     #[error(transparent)]
     Plan(#[from] PlanError),
     #[error("{0}")]
@@ -73,12 +75,7 @@ pub fn run(args: RunArgs) -> u8 {
         timing.report(&mut io::stderr());
     }
     match result {
-        Ok(exit) => {
-            if exit.oom_killed && exit.status == KILLED {
-                complain("the container ran out of memory and was killed: --memory sets its limit");
-            }
-            exit.status
-        }
+        Ok(exit) => exit.status,
         Err(error) => {
             complain(&one_line(&error));
             exit_code(&error, form)
@@ -100,7 +97,7 @@ fn exit_code(error: &RunError, form: Form) -> u8 {
 
 fn carry_out(args: RunArgs, form: Form, timing: &Arc<Timing>) -> Result<Exit, RunError> {
     let stdin_is_terminal = rustix::termios::isatty(rustix::stdio::stdin());
-    let plan = plan(args, form, stdin_is_terminal)?;
+    let plan = Arc::new(plan(args, form, stdin_is_terminal)?);
     let dir = PodDir::of(&run_dir(), &plan.id);
     if !container::fits_a_socket(dir.path()) {
         return Err(RunError::PathTooLong(dir.path().to_owned()));
@@ -114,28 +111,30 @@ fn carry_out(args: RunArgs, form: Form, timing: &Arc<Timing>) -> Result<Exit, Ru
 }
 
 fn in_own_directory(
-    plan: &Plan,
+    plan: &Arc<Plan>,
     dir: &PodDir,
     warden: &mut Warden,
     timing: &Arc<Timing>,
 ) -> Result<Exit, RunError> {
-    let mut journal = match Journal::create(dir) {
+    let journal = match Journal::create(dir) {
         Ok(journal) => journal,
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             return Err(RunError::NameTaken(plan.id.clone()));
         }
         Err(error) => return Err(RunError::Host("make the pod's directory", error)),
     };
-    warden
-        .owns()
-        .map_err(|error| RunError::Host("talk to the warden", error))?;
+    if let Err(error) = warden.owns() {
+        // Nobody else would. What can't be removed is left to `gc`.
+        let _ = journal::undo(dir);
+        return Err(RunError::Host("talk to the warden", error));
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| RunError::Host("start the event loop", error))?;
     let result = match &plan.pod {
-        None => runtime.block_on(own_pod(plan, dir, &mut journal, timing)),
-        Some(pod) => join_pod(&runtime, plan, pod, &mut journal, timing),
+        None => runtime.block_on(own_pod(plan, dir, &journal, timing)),
+        Some(pod) => join_pod(&runtime, plan, pod, &journal, timing),
     };
     // Never waits for the thread that reads our standard input.
     runtime.shutdown_background();
@@ -143,9 +142,9 @@ fn in_own_directory(
 }
 
 async fn own_pod(
-    plan: &Plan,
+    plan: &Arc<Plan>,
     dir: &PodDir,
-    journal: &mut Journal,
+    journal: &Journal,
     timing: &Arc<Timing>,
 ) -> Result<Exit, RunError> {
     let place = reserve(plan, journal)?;
@@ -168,13 +167,18 @@ async fn own_pod(
         },
     );
     let mut pod = Pod::launch(dir, &plan.assets.vmm, vm, journal, timing)?;
-    let result = match prepare(plan, place.as_ref(), &dir.share()) {
-        Ok(spec) => in_pod(plan, dir, &mut pod, &spec, timing).await,
+    let preparing = Preparing::start(plan, place, dir.share());
+    let result = match preparing.unless(pod.ended()).await {
+        Ok(spec) => {
+            let started = || keep(plan, journal);
+            let launch = launch(plan, dir, &spec, &started, timing);
+            in_pod(plan, &mut pod, &launch).await
+        }
         Err(error) => Err(error),
     };
     let result = match result {
-        Ok((exit, ready)) => {
-            pod.shutdown(ready).await;
+        Ok((exit, ready, mut signals)) => {
+            pod.shutdown(ready, &mut signals).await;
             Ok(exit)
         }
         Err(error) => {
@@ -191,30 +195,24 @@ async fn own_pod(
 
 async fn in_pod(
     plan: &Plan,
-    dir: &PodDir,
     pod: &mut Pod,
-    spec: &[u8],
-    timing: &Arc<Timing>,
-) -> Result<(Exit, Ready), RunError> {
+    launch: &Launch<'_>,
+) -> Result<(Exit, Ready, Signals), RunError> {
     let mut signals =
         Signals::listen().map_err(|error| RunError::Host("listen for signals", error))?;
+    let dax = plan.dax_window_mib > 0;
     let ready = pod
-        .ready(
-            &plan.hostname,
-            plan.dax_window_mib > 0,
-            &mut signals,
-            timing,
-        )
+        .ready(&plan.hostname, dax, &mut signals, launch.timing)
         .await?;
-    let launch = launch(plan, dir, spec, timing);
-    let exit = pod.run(&ready, &launch, &mut signals).await?;
-    Ok((exit, ready))
+    let exit = pod.run(&ready, launch, &mut signals).await?;
+    Ok((exit, ready, signals))
 }
 
 fn launch<'a>(
     plan: &'a Plan,
     dir: &'a PodDir,
     spec: &'a [u8],
+    started: &'a dyn Fn() -> io::Result<()>,
     timing: &'a Arc<Timing>,
 ) -> Launch<'a> {
     Launch {
@@ -223,19 +221,21 @@ fn launch<'a>(
         spec,
         attachment: plan.attachment,
         crash_on: plan.crash_on,
+        started,
         timing,
     }
 }
 
 fn join_pod(
     runtime: &tokio::runtime::Runtime,
-    plan: &Plan,
+    plan: &Arc<Plan>,
     pod: &ContainerId,
-    journal: &mut Journal,
+    journal: &Journal,
     timing: &Arc<Timing>,
 ) -> Result<Exit, RunError> {
     let dir = PodDir::of(&run_dir(), pod);
-    let monitor = journal::monitor_of(&dir).ok_or_else(|| RunError::NoPod(pod.clone()))?;
+    let (monitor, pidfd) =
+        journal::watch_monitor(&dir).ok_or_else(|| RunError::NoPod(pod.clone()))?;
     let place = reserve(plan, journal)?;
     let membership = Record::Member {
         pod: dir.path().to_owned(),
@@ -245,15 +245,23 @@ fn join_pod(
         .record(&membership)
         .map_err(|error| RunError::Host("write the journal", error))?;
     place::enter_namespace_of(monitor)?;
-    let spec = prepare(plan, place.as_ref(), &dir.share())?;
     runtime.block_on(async {
+        let ended = async {
+            wait_for(pidfd).await;
+            RunError::PodEnded(pod.clone())
+        };
+        let spec = Preparing::start(plan, place, dir.share())
+            .unless(ended)
+            .await?;
         let mut signals =
             Signals::listen().map_err(|error| RunError::Host("listen for signals", error))?;
         let agent = Agent::connect(&dir.agent())
             .await
             .map_err(|_| RunError::NoPod(pod.clone()))?;
         timing.mark("agent ready");
-        let exit = container::run(&agent, &launch(plan, &dir, &spec, timing), &mut signals).await;
+        let started = || keep(plan, journal);
+        let launch = launch(plan, &dir, &spec, &started, timing);
+        let exit = container::run(&agent, &launch, &mut signals).await;
         exit.map_err(|error| match error {
             ContainerError::Wait(AgentError::Gone)
             | ContainerError::Start(AgentError::Gone)
@@ -263,81 +271,14 @@ fn join_pod(
     })
 }
 
-/// Takes the container's place in the image store, and writes it down.
-fn reserve(plan: &Plan, journal: &mut Journal) -> Result<Option<rootfs::Place>, RunError> {
-    if let Source::Bundle { .. } = plan.source {
-        return Ok(None);
+/// Waits for a process to end.
+async fn wait_for(pidfd: OwnedFd) {
+    // SAFETY: an OwnedFd keeps its number and stays open for as long as it lives, and the AsyncFd owns it.
+    match unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) } {
+        Ok(pidfd) => drop(pidfd.readable().await),
+        // Without it, the end shows when the agent is called.
+        Err(_) => std::future::pending().await,
     }
-    let store = store_dir();
-    let place = rootfs::Place::of(&store, &plan.id)?;
-    let record = Record::Layer {
-        store,
-        container: plan.id.to_string(),
-        keep: plan.keep,
-    };
-    journal
-        .record(&record)
-        .map_err(|error| RunError::Host("write the journal", error))?;
-    Ok(Some(place))
-}
-
-/// Places the container's files in the share, and writes its spec for the guest.
-fn prepare(plan: &Plan, place: Option<&rootfs::Place>, share: &Path) -> Result<Vec<u8>, RunError> {
-    let corner = Corner::make(share, &plan.id)?;
-    let rootfs = Path::new("rootfs");
-    let (spec, base) = match &plan.source {
-        Source::Bundle {
-            spec,
-            dir,
-            rootfs: source,
-        } => {
-            place::bind(
-                &corner,
-                rootfs,
-                &HostBind {
-                    source: source.clone(),
-                    target: design::rootfs_in_share(&plan.id),
-                    recursive: true,
-                    read_only: false,
-                },
-            )?;
-            (spec.as_ref().clone(), dir.as_path())
-        }
-        Source::Image {
-            image,
-            wishes,
-            user,
-        } => {
-            let Some(place) = place else {
-                return Err(RunError::Host(
-                    "find the image store",
-                    io::ErrorKind::NotFound.into(),
-                ));
-            };
-            let image = place.fill(image, &corner.make_dir(rootfs)?.proc_path())?;
-            let mounted = corner.reopen(rootfs)?;
-            let user = rootfs::user(&mounted.proc_path(), user.as_deref().unwrap_or(&image.user))?;
-            place::write_etc_files(&corner, &plan.hostname)?;
-            (
-                spec::for_people(&plan.id, &image, wishes, &user)?,
-                Path::new("/"),
-            )
-        }
-    };
-    rootfs::make_working_dir(&corner.reopen(rootfs)?.proc_path(), &spec)?;
-    let guest = design::for_guest(spec, &plan.id, base)?;
-    for field in &guest.left_out {
-        tracing::warn!("config.json: {field}");
-    }
-    for bind in &guest.binds {
-        let target = bind
-            .target
-            .strip_prefix(plan.id.as_str())
-            .unwrap_or(&bind.target);
-        place::bind(&corner, target, bind)?;
-    }
-    container::spec_bytes(&guest.spec)
-        .map_err(|error| RunError::Host("write the container's spec", error.into()))
 }
 
 #[cfg(test)]

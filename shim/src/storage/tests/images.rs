@@ -300,3 +300,20 @@ fn a_full_disk_is_told_and_leaves_nothing() {
     );
     assert_eq!(after, before);
 }
+
+#[test]
+fn work_that_is_given_up_leaves_nothing() {
+    let temp = tempfile::tempdir().unwrap();
+    let [low, _] = two_layers();
+    layout(
+        &temp.path().join("image"),
+        "v1",
+        &[(low.clone(), gzip(&low))],
+    );
+    let store = Store::open(&temp.path().join("store")).unwrap();
+    let before = inventory(&temp.path().join("store"));
+    store.halt().now();
+    let error = store.prepare(&oci(&temp.path().join("image"))).unwrap_err();
+    assert!(chain(&error).contains("given up"), "{}", chain(&error));
+    assert_eq!(inventory(&temp.path().join("store")), before);
+}

@@ -7,13 +7,21 @@ use std::path::{Path, PathBuf};
 use rustix::mount::{MountFlags, UnmountFlags};
 
 use super::kit::{Tar, apply, layout};
-use crate::storage::{ImageRef, RootFs, RootFsError, Store, WritableLayer};
+use crate::storage::{ImageRef, RootFs, RootFsError, StorageError, Store, WritableLayer};
 
 fn writable(dir: &Path) -> WritableLayer {
     WritableLayer {
         upper: dir.join("upper"),
         work: dir.join("work"),
     }
+}
+
+fn announced() -> Result<(), StorageError> {
+    Ok(())
+}
+
+fn reserved(store: &Store, id: &str) -> WritableLayer {
+    store.reserve(id, announced).unwrap().unwrap()
 }
 
 fn names(dir: &Path) -> Vec<String> {
@@ -52,7 +60,7 @@ fn an_image_is_mounted_with_whiteouts_and_written_to() {
         .unwrap();
     let target = temp.path().join("target");
     fs::create_dir(&target).unwrap();
-    let container = store.container("c1").unwrap();
+    let container = reserved(&store, "c1");
     let rootfs = RootFs::mount(&image.layers, &container, &target).unwrap();
     assert_eq!(names(&target), ["b", "c", "d", "hard"]);
     assert_eq!(names(&target.join("b")), ["n"]);
@@ -87,7 +95,7 @@ fn a_root_directory_is_never_written_to() {
         .unwrap();
     let target = temp.path().join("target");
     fs::create_dir(&target).unwrap();
-    let rootfs = RootFs::mount(&image.layers, &store.container("c").unwrap(), &target).unwrap();
+    let rootfs = RootFs::mount(&image.layers, &reserved(&store, "c"), &target).unwrap();
     fs::remove_file(target.join("file")).unwrap();
     fs::write(target.join("new"), "2").unwrap();
     assert_eq!(names(&target), ["new"]);
@@ -147,12 +155,12 @@ fn a_store_on_tmpfs_works_and_one_on_overlayfs_is_refused() {
     fs::create_dir(&target).unwrap();
     let store = Store::open(&memory.join("store")).unwrap();
     let image = store.prepare(&reference).unwrap();
-    let rootfs = RootFs::mount(&image.layers, &store.container("c").unwrap(), &target).unwrap();
+    let rootfs = RootFs::mount(&image.layers, &reserved(&store, "c"), &target).unwrap();
     let on_overlay = Store::open(&target.join("store")).unwrap();
     let prepared = on_overlay.prepare(&reference).unwrap_err().to_string();
     let mounted = RootFs::mount(
         &image.layers,
-        &on_overlay.container("c").unwrap(),
+        &reserved(&on_overlay, "c"),
         &memory.join("target"),
     );
     let refused = matches!(mounted, Err(RootFsError::UpperOnOverlay(_)));
@@ -172,8 +180,41 @@ fn ids_that_are_no_names_are_refused() {
     let store = Store::open(temp.path()).unwrap();
     for id in ["", ".", "..", "a/b", "../layers"] {
         assert!(
-            store.container(id).is_err() && store.remove_container(id).is_err(),
+            store.reserve(id, announced).is_err() && store.remove_container(id).is_err(),
             "{id:?}"
         );
     }
+}
+
+#[test]
+fn a_place_is_written_down_before_it_is_made() {
+    let temp = tempfile::tempdir().unwrap();
+    let store = Store::open(temp.path()).unwrap();
+    let place = temp.path().join("containers/web");
+    let mut there_before = None;
+    let announce = || {
+        there_before = Some(place.exists());
+        announced()
+    };
+    store.reserve("web", announce).unwrap().unwrap();
+    assert_eq!(there_before, Some(false));
+    assert!(place.exists());
+}
+
+#[test]
+fn a_place_that_is_taken_is_not_written_down() {
+    let temp = tempfile::tempdir().unwrap();
+    let store = Store::open(temp.path()).unwrap();
+    reserved(&store, "web");
+    let never = || -> Result<(), StorageError> { panic!("another's place was written down") };
+    assert!(store.reserve("web", never).unwrap().is_none());
+}
+
+#[test]
+fn a_place_that_can_not_be_written_down_is_not_made() {
+    let temp = tempfile::tempdir().unwrap();
+    let store = Store::open(temp.path()).unwrap();
+    let full = || Err(StorageError::ContainerId("journal full".into()));
+    store.reserve("web", full).unwrap_err();
+    assert!(!temp.path().join("containers/web").exists());
 }

@@ -7,25 +7,27 @@
 //! ```
 //! Mounts need no record: they are in a mount namespace that ends with the pod's last process.
 
+mod undo;
+
 use std::{
     fs::{self, File},
     io::{self, Write},
-    os::{fd::AsFd, unix::fs::MetadataExt},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::MetadataExt,
+    },
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use rustix::{
-    event::{PollFd, PollFlags, Timespec},
     fs::FlockOperation,
-    process::{Pid, PidfdFlags, Signal},
+    process::{Pid, PidfdFlags},
 };
 use serde::{Deserialize, Serialize};
 
-use crate::pod::{
-    ContainerId,
-    place::{self, PodDir},
-};
+use crate::pod::{ContainerId, place::PodDir};
+
+pub use undo::{UndoError, undo};
 
 /// One resource.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,7 +40,7 @@ pub enum Record {
         /// Field 22 of `/proc/<pid>/stat`: tells it from a later process with the same id.
         start_ticks: u64,
     },
-    /// A writable layer in the image store.
+    /// A writable layer in the image store. Of several about the same one, the last counts.
     Layer {
         /// Root of the store.
         store: PathBuf,
@@ -53,34 +55,6 @@ pub enum Record {
         pod: PathBuf,
         /// The container's name there.
         container: String,
-    },
-}
-
-/// Why a pod could not be undone.
-#[derive(Debug, thiserror::Error)]
-pub enum UndoError {
-    /// The journal or the directory can't be read or removed.
-    #[error("clean up {path}")]
-    Io {
-        /// What.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// Something is still mounted there, and deleting would reach through it.
-    #[error("{0} is still mounted: unmount it, then run `vmbox gc`")]
-    Mounted(PathBuf),
-    /// The monitor does not end.
-    #[error("the monitor (process {0}) does not end")]
-    Monitor(u32),
-    /// The image store refused.
-    #[error("remove the writable layer of {container}: {message}")]
-    Layer {
-        /// Whose.
-        container: String,
-        /// Why.
-        message: String,
     },
 }
 
@@ -103,6 +77,11 @@ impl Journal {
         let birth = File::open(run)?;
         rustix::fs::flock(&birth, FlockOperation::LockShared)?;
         dir.create()?;
+        // The directory is ours, and nobody else would remove it.
+        Self::begin(dir).inspect_err(|_| drop(fs::remove_dir_all(dir.path())))
+    }
+
+    fn begin(dir: &PodDir) -> io::Result<Self> {
         let lock = File::open(dir.path())?;
         rustix::fs::flock(&lock, FlockOperation::LockExclusive)?;
         let file = File::options()
@@ -117,10 +96,10 @@ impl Journal {
     ///
     /// # Errors
     /// As the file system says.
-    pub fn record(&mut self, record: &Record) -> io::Result<()> {
+    pub fn record(&self, record: &Record) -> io::Result<()> {
         let mut line = serde_json::to_vec(record)?;
         line.push(b'\n');
-        self.file.write_all(&line)
+        (&self.file).write_all(&line)
     }
 }
 
@@ -156,109 +135,23 @@ pub fn start_ticks(pid: u32) -> Option<u64> {
 
 /// The process id of a pod's monitor, if it runs.
 pub fn monitor_of(dir: &PodDir) -> Option<u32> {
+    watch_monitor(dir).map(|(pid, _)| pid)
+}
+
+/// A pod's monitor, if it runs: its process id, and a pidfd that tells its end.
+pub fn watch_monitor(dir: &PodDir) -> Option<(u32, OwnedFd)> {
     read(dir).ok()?.into_iter().find_map(|record| match record {
-        Record::Monitor {
-            pid,
-            start_ticks: ticks,
-        } if start_ticks(pid) == Some(ticks) => Some(pid),
-        Record::Monitor { .. } | Record::Layer { .. } | Record::Member { .. } => None,
+        Record::Monitor { pid, start_ticks } => Some((pid, open_process(pid, start_ticks)?)),
+        Record::Layer { .. } | Record::Member { .. } => None,
     })
 }
 
-/// Undoes everything that a pod's journal names, then removes its directory. Does nothing for a directory that is gone.
-/// Must run outside the pod's mount namespace, and on a thread alone in its process if the journal names a membership.
-///
-/// # Errors
-/// The first thing that could not be undone; the directory then stays, for `vmbox gc`.
-pub fn undo(dir: &PodDir) -> Result<(), UndoError> {
-    let io = |source| UndoError::Io {
-        path: dir.path().to_owned(),
-        source,
-    };
-    for record in read(dir).map_err(io)?.iter().rev() {
-        match record {
-            Record::Monitor { pid, start_ticks } => end_monitor(*pid, *start_ticks)?,
-            Record::Layer {
-                store,
-                container,
-                keep,
-            } => remove_layer(store, container, *keep)?,
-            Record::Member { pod, container } => leave(&PodDir::at(pod.clone()), container)?,
-        }
-    }
-    remove(dir.path())
-}
-
-/// How long a killed process may take to be gone.
-const DEATH: Duration = Duration::from_secs(5);
-
-fn end_monitor(pid: u32, ticks: u64) -> Result<(), UndoError> {
-    let Some(id) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
-        return Ok(());
-    };
-    let Ok(pidfd) = rustix::process::pidfd_open(id, PidfdFlags::empty()) else {
-        return Ok(());
-    };
+/// A pidfd of the process, unless it has ended; never that of a later one with the same id.
+fn open_process(pid: u32, ticks: u64) -> Option<OwnedFd> {
+    let id = i32::try_from(pid).ok().and_then(Pid::from_raw)?;
+    let pidfd = rustix::process::pidfd_open(id, PidfdFlags::empty()).ok()?;
     // Checked after the pidfd is open: from here on it can't be another process.
-    if start_ticks(pid) != Some(ticks) {
-        return Ok(());
-    }
-    // ESRCH only: it has just ended by itself.
-    let _ = rustix::process::pidfd_send_signal(&pidfd, Signal::KILL);
-    let timeout = Timespec {
-        tv_sec: DEATH.as_secs().cast_signed(),
-        tv_nsec: 0,
-    };
-    let mut poll = [PollFd::new(&pidfd, PollFlags::IN)];
-    match rustix::event::poll(&mut poll, Some(&timeout)) {
-        Ok(0) | Err(_) => Err(UndoError::Monitor(pid)),
-        Ok(_) => Ok(()),
-    }
-}
-
-fn remove_layer(store: &Path, container: &str, keep: bool) -> Result<(), UndoError> {
-    if keep {
-        return Ok(());
-    }
-    crate::pod::rootfs::remove_layer(store, container).map_err(|error| UndoError::Layer {
-        container: container.to_owned(),
-        message: crate::user::one_line(&error),
-    })
-}
-
-/// Takes a container out of a living pod of another owner: processes, mounts, directory.
-fn leave(pod: &PodDir, container: &str) -> Result<(), UndoError> {
-    let place = pod.share().join(container);
-    let io = |source| UndoError::Io {
-        path: place.clone(),
-        source,
-    };
-    let Some(monitor) = monitor_of(pod) else {
-        return Ok(());
-    };
-    crate::guest::delete_container(&pod.agent(), container);
-    let own = File::open("/proc/self/ns/mnt").map_err(io)?;
-    if place::enter_namespace_of(monitor).is_ok() {
-        let unmounted = place::unmount_below(&place);
-        place::enter_namespace(&own).map_err(|error| io(io::Error::other(error)))?;
-        unmounted.map_err(io)?;
-    }
-    remove(&place)
-}
-
-/// Removes a directory with everything in it, but never through a mount.
-fn remove(dir: &Path) -> Result<(), UndoError> {
-    let io = |source| UndoError::Io {
-        path: dir.to_owned(),
-        source,
-    };
-    if let Some(mount_point) = place::mounts_below(dir).map_err(io)?.into_iter().next() {
-        return Err(UndoError::Mounted(mount_point));
-    }
-    match fs::remove_dir_all(dir) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io(error)),
-        _ => Ok(()),
-    }
+    (start_ticks(pid) == Some(ticks)).then_some(pidfd)
 }
 
 /// The directories below `run` whose owners are dead, each locked against other collectors until dropped.
@@ -313,17 +206,10 @@ mod tests {
         PodDir::of(run, &"web".parse().unwrap())
     }
 
-    fn sleeper() -> std::process::Child {
-        std::process::Command::new("sleep")
-            .arg("1000")
-            .spawn()
-            .unwrap()
-    }
-
     #[test]
     fn records_come_back_in_order() {
         let run = tempfile::tempdir().unwrap();
-        let mut journal = Journal::create(&pod(run.path())).unwrap();
+        let journal = Journal::create(&pod(run.path())).unwrap();
         let records = [
             Record::Layer {
                 store: "/s".into(),
@@ -354,49 +240,18 @@ mod tests {
     }
 
     #[test]
-    fn undo_ends_the_monitor_and_removes_the_directory() {
+    fn a_journal_that_can_not_be_begun_leaves_no_directory() {
         let run = tempfile::tempdir().unwrap();
-        let dir = pod(run.path());
-        let mut journal = Journal::create(&dir).unwrap();
-        let mut child = sleeper();
-        let ticks = start_ticks(child.id()).unwrap();
-        journal
-            .record(&Record::Monitor {
-                pid: child.id(),
-                start_ticks: ticks,
-            })
-            .unwrap();
-        undo(&dir).unwrap();
+        // PATH_MAX is 4096: long enough for the directory, too long for the files in it.
+        let mut path = run.path().to_owned();
+        while path.as_os_str().len() < 3900 {
+            path.push("d".repeat(100));
+        }
+        path.push("d".repeat(4090 - path.as_os_str().len() - 1));
+        let dir = PodDir::at(path);
+        let error = Journal::create(&dir).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidFilename);
         assert!(!dir.path().exists());
-        assert!(!child.wait().unwrap().success());
-    }
-
-    #[test]
-    fn undo_spares_a_process_that_only_has_the_same_id() {
-        let run = tempfile::tempdir().unwrap();
-        let dir = pod(run.path());
-        let mut journal = Journal::create(&dir).unwrap();
-        let mut child = sleeper();
-        let ticks = start_ticks(child.id()).unwrap() - 1;
-        journal
-            .record(&Record::Monitor {
-                pid: child.id(),
-                start_ticks: ticks,
-            })
-            .unwrap();
-        undo(&dir).unwrap();
-        assert_eq!(child.try_wait().unwrap(), None);
-        child.kill().unwrap();
-        child.wait().unwrap();
-    }
-
-    #[test]
-    fn undo_twice_is_undo_once() {
-        let run = tempfile::tempdir().unwrap();
-        let dir = pod(run.path());
-        drop(Journal::create(&dir).unwrap());
-        undo(&dir).unwrap();
-        undo(&dir).unwrap();
     }
 
     #[test]
