@@ -3,6 +3,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod arch;
+pub mod boot;
 pub mod control;
 pub mod ending;
 pub mod event;

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use kvm_ioctls::VcpuFd;
 
+use crate::arch::Processor;
 use crate::arch::probe::{self as guest, Witness};
 use crate::kvm::{self, KvmError, Vm};
 use crate::memory::ram;
@@ -26,9 +27,9 @@ pub enum ProbeError {
     Kvm(#[from] KvmError),
     /// /dev/kvm opens, but the processor has no virtualization for it to use.
     #[error(
-        "/dev/kvm opens, but this machine's processor has no hardware virtualization (no svm or vmx in /proc/cpuinfo), so ordinary guests can't run: switch it on in the firmware, or for this virtual machine (nested virtualization), or use another machine"
+        "/dev/kvm opens, but this machine's processor has no hardware virtualization ({0}), so ordinary guests can't run: switch it on in the firmware, or for this virtual machine (nested virtualization), or use another machine"
     )]
-    NoHardware,
+    NoHardware(&'static str),
     /// The probe guest did the wrong thing.
     #[error(
         "/dev/kvm opens, but a probe guest failed: {0}; this KVM can't run ordinary guests, use another machine"
@@ -51,16 +52,17 @@ pub enum ProbeError {
 /// See [`ProbeError`].
 pub fn probe() -> Result<(), ProbeError> {
     let kvm = kvm::open()?;
-    if !guest::hardware_virtualization() {
-        return Err(ProbeError::NoHardware);
+    if let Some(sign) = guest::missing_hardware() {
+        return Err(ProbeError::NoHardware(sign));
     }
     run_guest(&kvm)
 }
 
 fn run_guest(kvm: &kvm_ioctls::Kvm) -> Result<(), ProbeError> {
     let ram = ram::allocate(&[guest::MEMORY]).map_err(|e| ProbeError::Host(io::Error::other(e)))?;
-    let vm = Vm::new(kvm, ram)?;
-    let vcpu = guest::load(kvm, &vm)?;
+    let processor = Processor::of(kvm)?;
+    let vm = Vm::new(kvm, processor.vm_type(guest::MEMORY.end()), ram)?;
+    let vcpu = guest::load(&processor, &vm)?;
     kick::install_handler().map_err(ProbeError::Host)?;
     let kicker = Arc::new(Kicker::default());
     let deadline = if guest::is_guest() {
@@ -113,17 +115,17 @@ mod tests {
 
     #[test]
     fn the_probe_guest_runs_where_there_is_hardware() {
-        match kvm::open() {
-            Ok(kvm) if guest::hardware_virtualization() => run_guest(&kvm).unwrap(),
-            Ok(_) => println!("skipped: no svm or vmx in /proc/cpuinfo"),
-            Err(error) => println!("skipped: {error}"),
+        match (kvm::open(), guest::missing_hardware()) {
+            (Ok(kvm), None) => run_guest(&kvm).unwrap(),
+            (Ok(_), Some(sign)) => println!("skipped: {sign}"),
+            (Err(error), _) => println!("skipped: {error}"),
         }
     }
 
     #[test]
     fn a_machine_without_hardware_virtualization_is_told_so() {
-        match (kvm::open().is_ok(), guest::hardware_virtualization()) {
-            (true, false) => assert!(matches!(probe(), Err(ProbeError::NoHardware))),
+        match (kvm::open().is_ok(), guest::missing_hardware()) {
+            (true, Some(_)) => assert!(matches!(probe(), Err(ProbeError::NoHardware(_)))),
             _ => println!("skipped: needs a /dev/kvm without hardware behind it"),
         }
     }

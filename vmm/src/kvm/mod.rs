@@ -8,13 +8,13 @@ use kvm_ioctls::{Cap, Kvm};
 
 pub use vm::Vm;
 
+use crate::arch;
+
 /// KVM can't be used. Each text says what to do about it.
 #[derive(Debug, thiserror::Error)]
 pub enum KvmError {
     /// There is no device node.
-    #[error(
-        "/dev/kvm does not exist: load the kvm_intel or kvm_amd module (modprobe kvm_intel), switch virtualization on in the firmware, or use a machine or cloud instance type with (nested) virtualization"
-    )]
+    #[error("/dev/kvm does not exist: {}", arch::KVM_HINT)]
     NoDevice,
     /// The device node is there, but not for us.
     #[error(
@@ -35,6 +35,9 @@ pub enum KvmError {
     /// KVM lacks something that we can't do without.
     #[error("this kernel's KVM lacks {0}; use Linux 5.4 or newer")]
     Lacks(&'static str),
+    /// The hardware lacks something that KVM can't make up for.
+    #[error("this machine can't run guests: {0}")]
+    Unfit(&'static str),
     /// Anything else.
     #[error("{what}")]
     Failed {

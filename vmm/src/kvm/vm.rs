@@ -20,12 +20,12 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// Creates a VM that sees `ram`, and nothing else yet.
+    /// Creates a VM of a type (see [`crate::arch`]) that sees `ram`, and nothing else yet.
     ///
     /// # Errors
     /// KVM refuses.
-    pub fn new(kvm: &Kvm, ram: GuestRam) -> Result<Self, KvmError> {
-        let fd = create(kvm)?;
+    pub fn new(kvm: &Kvm, vm_type: u64, ram: GuestRam) -> Result<Self, KvmError> {
+        let fd = create(kvm, vm_type)?;
         let mut vm = Self {
             fd,
             ram: ram.clone(),
@@ -83,9 +83,9 @@ impl Vm {
     }
 }
 
-fn create(kvm: &Kvm) -> Result<VmFd, KvmError> {
+fn create(kvm: &Kvm, vm_type: u64) -> Result<VmFd, KvmError> {
     loop {
-        match kvm.create_vm() {
+        match kvm.create_vm_with_type(vm_type) {
             // KVM_CREATE_VM sleeps on locks that a signal interrupts; it has no effect then.
             Err(errno) if errno.errno() == libc::EINTR => {}
             Err(errno) => return Err(KvmError::during("create a VM")(errno)),

@@ -3,19 +3,19 @@
 use std::io;
 use std::sync::Arc;
 
-use kvm_ioctls::Kvm;
 use vmbox_config::{ExitReason, VmConfig};
-use vmbox_devices::fs;
+use vmbox_devices::fs::{self, DaxWindow};
 use vmbox_devices::rng::Rng;
 use vmbox_devices::worker::Worker;
 
-use super::board::{AttachError, Board};
+use super::board::{AttachError, Board, Place};
 use super::validate::{ConfigError, validate};
 use super::{Machine, devices};
-use crate::arch::{self, Boot, Ports, boot::BootError};
+use crate::arch::{self, Boot, Legacy, Processor};
+use crate::boot::{BootError, Description};
 use crate::ending::{Ending, EndingSlot};
 use crate::kvm::{self, KvmError, Vm};
-use crate::memory::layout::{MIB, Region, WindowsTooLarge, place_windows};
+use crate::memory::layout::{MIB, Region, TooHigh, place_windows};
 use crate::memory::ram::{self, NoMemory};
 use crate::ramoops;
 use crate::vcpu::Vcpus;
@@ -28,10 +28,15 @@ pub fn assemble(config: &VmConfig) -> Result<Machine, AssembleError> {
     validate(config)?;
     let kvm = kvm::open()?;
     let ram_map = arch::ram_map(config.memory_mib);
+    let processor = Processor::of(&kvm)?;
+    let windows = place_windows(ram_map.end, &window_lengths(config), processor.phys_bits())?;
+    let end = windows.last().map_or(ram_map.end, Region::end);
     let ram = ram::allocate(&ram_map.regions)?;
-    let mut vm = Vm::new(&kvm, ram.clone())?;
-    arch::prepare_vm(&vm)?;
-    let windows = windows(&kvm, &mut vm, ram_map.end, config)?;
+    let mut vm = Vm::new(&kvm, processor.vm_type(end), ram.clone())?;
+    // Before any device: on aarch64 interrupts need the controller, and the controller the vCPUs.
+    let vcpus = processor.create_vcpus(&vm, config.vcpus)?;
+    let windows = map_windows(&mut vm, windows)?;
+    let boot = Boot::load(&ram, &ram_map, &config.kernel, config.initrd.as_deref())?;
 
     let light = spawn_worker("devices")?;
     let mut workers = Vec::new();
@@ -69,17 +74,19 @@ pub fn assemble(config: &VmConfig) -> Result<Machine, AssembleError> {
         .as_deref()
         .map(|path| devices::serial(&vm, path))
         .transpose()?;
-    let command_line = command_line(config, ram_map.ramoops, &board.kernel_options());
-    let bus = Arc::new(board.into_bus(Ports::new(serial)));
-    let boot = Boot::load(
+    let places = board.places();
+    boot.describe(
         &ram,
         &ram_map,
-        &config.kernel,
-        config.initrd.as_deref(),
-        &command_line,
-        config.vcpus,
+        &Description {
+            command_line: &command_line(config, ram_map.ramoops, &places),
+            vcpus: &vcpus,
+            devices: &places,
+            serial: serial.is_some(),
+        },
     )?;
-    let vcpus = arch::create_vcpus(&kvm, &vm, config.vcpus, &boot)?;
+    boot.enter(&vcpus)?;
+    let bus = Arc::new(board.into_bus(Legacy::new(serial)));
     let ending = Arc::new(EndingSlot::new().map_err(AssembleError::Thread)?);
     let vcpus = Vcpus::spawn(vcpus, &bus, &ending).map_err(AssembleError::Thread)?;
     Ok(Machine::new(
@@ -94,12 +101,12 @@ pub fn assemble(config: &VmConfig) -> Result<Machine, AssembleError> {
     ))
 }
 
-/// What every guest is told, then the platform, then devices; the user's own options come last and so win.
-fn command_line(config: &VmConfig, log: Region, device_options: &str) -> String {
+/// What every guest is told, then platform and devices; the user's own options come last and so win.
+fn command_line(config: &VmConfig, log: Region, devices: &[Place]) -> String {
     // panic=-1: reboot at once, the record is in the log region. trust_cpu: no waiting for entropy before virtio-rng is up.
-    let platform = arch::platform_options(config.serial.is_some());
+    let platform = arch::kernel_options(config.serial.is_some(), devices);
     let log = ramoops::kernel_options(log.base);
-    let mut line = format!("panic=-1 random.trust_cpu=on {platform} {log} {device_options}");
+    let mut line = format!("panic=-1 random.trust_cpu=on {log} {platform}");
     if !config.cmdline.is_empty() {
         line.push(' ');
         line.push_str(&config.cmdline);
@@ -107,19 +114,16 @@ fn command_line(config: &VmConfig, log: Region, device_options: &str) -> String 
     line
 }
 
-/// The DAX windows, one place per share, behind the end of RAM.
-fn windows(
-    kvm: &Kvm,
-    vm: &mut Vm,
-    ram_end: u64,
-    config: &VmConfig,
-) -> Result<Vec<Option<vmbox_devices::fs::DaxWindow>>, AssembleError> {
-    let lengths: Vec<u64> = config
+/// One DAX window per share, in bytes.
+fn window_lengths(config: &VmConfig) -> Vec<u64> {
+    config
         .shares
         .iter()
         .map(|share| u64::from(share.dax_window_mib) * MIB)
-        .collect();
-    let places = place_windows(ram_end, &lengths, arch::guest_phys_bits(kvm)?)?;
+        .collect()
+}
+
+fn map_windows(vm: &mut Vm, places: Vec<Region>) -> Result<Vec<Option<DaxWindow>>, AssembleError> {
     places
         .into_iter()
         .map(|place| {
@@ -140,9 +144,9 @@ pub enum AssembleError {
     /// The configuration is beyond a limit.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The DAX windows are.
+    /// RAM or DAX windows are beyond what this machine's guests can address.
     #[error("configuration: {0}")]
-    Windows(#[from] WindowsTooLarge),
+    TooHigh(#[from] TooHigh),
     /// KVM can't be used.
     #[error(transparent)]
     Kvm(#[from] KvmError),
@@ -176,13 +180,13 @@ impl AssembleError {
     /// How this ends the monitor.
     pub fn ending(&self) -> Ending {
         let reason = match self {
-            Self::Config(_) | Self::Windows(_) => ExitReason::BadConfig,
+            Self::Config(_) | Self::TooHigh(_) => ExitReason::BadConfig,
             Self::Boot(BootError::CommandLine(_)) => ExitReason::BadConfig,
             Self::Boot(BootError::Tables(_)) | Self::Attach(_) | Self::Thread(_) => {
                 ExitReason::HostFailure
             }
+            Self::Boot(BootError::Kvm(_)) | Self::Kvm(_) => ExitReason::NoKvm,
             Self::Boot(_) => ExitReason::BadKernel,
-            Self::Kvm(_) => ExitReason::NoKvm,
             Self::Memory(_) => ExitReason::NoMemory,
             Self::Device { source, .. } => match source.kind() {
                 io::ErrorKind::NotFound

@@ -9,7 +9,7 @@ use vmbox_devices::transport::{MMIO_REGION_SIZE, MmioTransport, QUEUE_NOTIFY};
 use vmbox_devices::worker::WorkerHandle;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::arch::{self, Ports};
+use crate::arch::{self, Legacy};
 use crate::kvm::Vm;
 
 /// A device could not be put on the board.
@@ -29,9 +29,17 @@ pub struct Board<'vm> {
     slots: Vec<Slot>,
 }
 
+/// Where the guest finds a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// The address of its registers.
+    pub base: u64,
+    /// Its interrupt, as KVM's irqfd numbers it.
+    pub irq: u32,
+}
+
 struct Slot {
-    base: u64,
-    irq: u32,
+    place: Place,
     transport: Arc<Mutex<MmioTransport>>,
 }
 
@@ -54,48 +62,45 @@ impl<'vm> Board<'vm> {
         device: Box<dyn VirtioDevice>,
         worker: &WorkerHandle,
     ) -> Result<Arc<Mutex<MmioTransport>>, AttachError> {
-        let (base, irq) = arch::device_place(self.slots.len()).ok_or(AttachError::Full)?;
+        let place = arch::device_place(self.slots.len()).ok_or(AttachError::Full)?;
         let interrupt = EventFd::new(EFD_NONBLOCK)?;
         self.vm
             .fd()
-            .register_irqfd(&interrupt, irq)
+            .register_irqfd(&interrupt, place.irq)
             .map_err(io::Error::from)?;
         let transport =
             MmioTransport::new(device, self.vm.ram().clone(), interrupt, worker.clone())?;
         for (queue, kick) in (0u32..).zip(transport.queue_kicks()) {
             self.vm
                 .fd()
-                .register_ioevent(kick, &IoEventAddress::Mmio(base + QUEUE_NOTIFY), queue)
+                .register_ioevent(
+                    kick,
+                    &IoEventAddress::Mmio(place.base + QUEUE_NOTIFY),
+                    queue,
+                )
                 .map_err(io::Error::from)?;
         }
         let transport = Arc::new(Mutex::new(transport));
         self.slots.push(Slot {
-            base,
-            irq,
+            place,
             transport: transport.clone(),
         });
         Ok(transport)
     }
 
-    /// Tells the kernel of every device (`virtio_mmio.device=SIZE@BASE:IRQ`), in order.
-    pub fn kernel_options(&self) -> String {
-        let size = MMIO_REGION_SIZE >> 10;
-        let options: Vec<String> = self
-            .slots
-            .iter()
-            .map(|slot| format!("virtio_mmio.device={size}K@{:#x}:{}", slot.base, slot.irq))
-            .collect();
-        options.join(" ")
+    /// Where every device is, in order.
+    pub fn places(&self) -> Vec<Place> {
+        self.slots.iter().map(|slot| slot.place).collect()
     }
 
     /// The finished board, for the vCPUs.
-    pub fn into_bus(self, ports: Ports) -> Bus {
+    pub fn into_bus(self, legacy: Legacy) -> Bus {
         let transports = self
             .slots
             .into_iter()
-            .map(|slot| (slot.base, slot.transport))
+            .map(|slot| (slot.place.base, slot.transport))
             .collect();
-        Bus { transports, ports }
+        Bus { transports, legacy }
     }
 }
 
@@ -112,28 +117,29 @@ pub enum PortWrite {
 pub struct Bus {
     /// By address, ascending.
     transports: Vec<(u64, Arc<Mutex<MmioTransport>>)>,
-    ports: Ports,
+    legacy: Legacy,
 }
 
 impl Bus {
-    /// A load; what no device answers reads as ones, as on a real bus.
+    /// A load.
     pub fn read(&self, address: u64, data: &mut [u8]) {
         match self.find(address) {
             Some((offset, transport)) => lock(transport).read(offset, data),
-            None => data.fill(0xff),
+            None => self.legacy.read(address, data),
         }
     }
 
-    /// A store; what no device answers is lost.
+    /// A store.
     pub fn write(&self, address: u64, data: &[u8]) {
-        if let Some((offset, transport)) = self.find(address) {
-            lock(transport).write(offset, data);
+        match self.find(address) {
+            Some((offset, transport)) => lock(transport).write(offset, data),
+            None => self.legacy.write(address, data),
         }
     }
 
-    /// The I/O ports.
-    pub fn ports(&self) -> &Ports {
-        &self.ports
+    /// The devices that are not virtio.
+    pub fn legacy(&self) -> &Legacy {
+        &self.legacy
     }
 
     fn find(&self, address: u64) -> Option<(u64, &Mutex<MmioTransport>)> {

@@ -18,7 +18,7 @@ use vmbox_devices::vsock::Vsock;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::assemble::AssembleError;
-use crate::arch::Ports;
+use crate::arch::SERIAL_IRQ;
 use crate::kvm::Vm;
 use crate::memory::advise;
 use crate::memory::dax::Reservation;
@@ -140,7 +140,7 @@ pub fn serial(vm: &Vm, path: &Path) -> Result<Serial, AssembleError> {
     let output = open_output(path).map_err(failed)?;
     let irq = EventFd::new(EFD_NONBLOCK).map_err(failed)?;
     vm.fd()
-        .register_irqfd(&irq, Ports::SERIAL_IRQ)
+        .register_irqfd(&irq, SERIAL_IRQ)
         .map_err(|errno| failed(io::Error::from(errno)))?;
     Ok(Serial::new(Box::new(output), irq))
 }

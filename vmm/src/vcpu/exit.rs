@@ -42,12 +42,12 @@ pub fn serve(exit: VcpuExit<'_>, bus: &Bus, counters: &Counters) -> Option<Guest
         }
         VcpuExit::IoIn(port, data) => {
             counters.pio.fetch_add(1, Ordering::Relaxed);
-            bus.ports().read(port, data);
+            bus.legacy().read_port(port, data);
             None
         }
         VcpuExit::IoOut(port, data) => {
             counters.pio.fetch_add(1, Ordering::Relaxed);
-            match bus.ports().write(port, data) {
+            match bus.legacy().write_port(port, data) {
                 PortWrite::Done => None,
                 PortWrite::Reset => Some(GuestEnd::Reset),
             }

@@ -1,68 +1,35 @@
 //! Puts kernel, guest image, command line and tables into RAM (PVH direct boot of an ELF vmlinux).
 
 use std::fs::File;
-use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::Path;
 
+use kvm_ioctls::VcpuFd;
 use linux_loader::loader::elf::PvhBootCapability;
 use linux_loader::loader::{Elf, KernelLoader};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::layout::{
-    COMMAND_LINE, COMMAND_LINE_SIZE, HIGH_MEMORY, MEMORY_MAP, MODULE_LIST, MP_TABLE, RamMap,
-    START_INFO,
+    COMMAND_LINE, COMMAND_LINE_SIZE, HIGH_MEMORY, MEMORY_MAP, MODULE_LIST, MP_TABLE, START_INFO,
 };
-use super::{mptable, pvh};
-use crate::memory::layout::Region;
+use super::vcpu::enter_at;
+use super::{ELF_MACHINE, mptable, pvh};
+use crate::boot::kernel_file::{self, KernelFile};
+use crate::boot::{BootError, Description, load_initrd, read_error};
+use crate::kvm::KvmError;
+use crate::memory::layout::{RamMap, Region};
 
-/// The kernel or the guest image can't be booted.
-#[derive(Debug, thiserror::Error)]
-pub enum BootError {
-    /// A file can't be opened or read.
-    #[error("{what} {path}: {source}")]
-    Read {
-        /// "kernel" or "guest image".
-        what: &'static str,
-        /// Which file.
-        path: PathBuf,
-        /// The cause.
-        source: io::Error,
-    },
-    /// The file is no kernel that we can boot.
-    #[error("kernel {path} {why}; an uncompressed x86_64 ELF vmlinux with CONFIG_PVH=y is needed")]
-    NotAKernel {
-        /// Which file.
-        path: PathBuf,
-        /// What is wrong with it.
-        why: String,
-    },
-    /// It does not fit.
-    #[error("{what} {path} does not fit into {ram_mib} MiB of guest memory; raise memory_mib")]
-    TooLarge {
-        /// "kernel" or "guest image".
-        what: &'static str,
-        /// Which file.
-        path: PathBuf,
-        /// Low RAM.
-        ram_mib: u64,
-    },
-    /// The kernel would cut it off.
-    #[error("the kernel command line has {0} bytes, at most {max} fit; shorten cmdline or attach fewer devices", max = COMMAND_LINE_SIZE - 1)]
-    CommandLine(usize),
-    /// Guest RAM refused a write; the address map is wrong.
-    #[error("write the boot tables into guest memory: {0}")]
-    Tables(vm_memory::GuestMemoryError),
-}
+const ELF_HEADER_BYTES: usize = 64;
 
-/// A guest that is ready to be entered.
+/// A guest that is loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Boot {
-    /// Where the first vCPU starts.
-    pub entry: u64,
+    entry: u64,
+    initrd: Option<Region>,
 }
 
 impl Boot {
-    /// Loads everything.
+    /// Loads kernel and guest image.
     ///
     /// # Errors
     /// See [`BootError`].
@@ -71,18 +38,42 @@ impl Boot {
         ram: &RamMap,
         kernel: &Path,
         initrd: Option<&Path>,
-        command_line: &str,
-        vcpus: u8,
     ) -> Result<Self, BootError> {
-        if command_line.len() >= COMMAND_LINE_SIZE {
-            return Err(BootError::CommandLine(command_line.len()));
-        }
         let (entry, kernel_end) = load_kernel(memory, ram, kernel)?;
+        let (top, ram_mib) = (ram.ramoops.base, ram.ramoops.base >> 20);
         let initrd = initrd
-            .map(|path| load_initrd(memory, ram, kernel_end, path))
+            .map(|path| load_initrd(memory, kernel_end, top, ram_mib, path))
             .transpose()?;
-        write_tables(memory, ram, initrd, command_line, vcpus).map_err(BootError::Tables)?;
-        Ok(Self { entry })
+        Ok(Self { entry, initrd })
+    }
+
+    /// Writes what the kernel has to know of the machine.
+    ///
+    /// # Errors
+    /// See [`BootError`].
+    pub fn describe(
+        &self,
+        memory: &GuestMemoryMmap,
+        ram: &RamMap,
+        machine: &Description<'_>,
+    ) -> Result<(), BootError> {
+        if machine.command_line.len() >= COMMAND_LINE_SIZE {
+            return Err(BootError::CommandLine(machine.command_line.len()));
+        }
+        // validate() bounds the number of vCPUs.
+        let vcpus = machine.vcpus.len() as u8;
+        write_tables(memory, ram, self.initrd, machine.command_line, vcpus)
+            .map_err(|e| BootError::Tables(e.to_string()))
+    }
+
+    /// Puts the first vCPU at the kernel's entry; the others wait for its INIT.
+    ///
+    /// # Errors
+    /// KVM refuses.
+    pub fn enter(&self, vcpus: &[VcpuFd]) -> Result<(), KvmError> {
+        vcpus
+            .first()
+            .map_or(Ok(()), |first| enter_at(first, self.entry))
     }
 }
 
@@ -95,16 +86,11 @@ fn load_kernel(
         path: path.into(),
         why,
     };
-    let read = |source| BootError::Read {
-        what: "kernel",
-        path: path.into(),
-        source,
-    };
+    let read = read_error("kernel", path);
     let mut file = File::open(path).map_err(read)?;
     let file_length = file.metadata().map_err(read)?.len();
-    let mut header = [0; 64];
-    let header_length = read_up_to(&mut file, &mut header).map_err(read)?;
-    check_header(&header[..header_length]).map_err(not_a_kernel)?;
+    let header =
+        check_header(&kernel_file::read_header(&file).map_err(read)?).map_err(not_a_kernel)?;
     let extent = extent(&mut file, &header).map_err(|_| not_a_kernel("is truncated".into()))?;
     if extent.file_end > file_length {
         return Err(not_a_kernel(format!(
@@ -129,29 +115,18 @@ fn load_kernel(
     }
 }
 
-/// Tells the usual mistakes apart before the loader sees the file.
-fn check_header(header: &[u8]) -> Result<(), String> {
-    const X86_64: u16 = 62;
-    if !header.starts_with(b"\x7fELF") {
-        return Err(match header {
-            [] => "is empty".into(),
-            [b'M', b'Z', ..] => "is a compressed bzImage".into(),
-            _ => "is no ELF file".into(),
-        });
-    }
-    let (Some(&class), Some(&data), Some(&[low, high])) = (
-        header.get(4),
-        header.get(5),
-        header.get(18..20).and_then(|bytes| bytes.first_chunk()),
-    ) else {
-        return Err("is truncated".into());
-    };
-    if header.len() < 64 {
-        return Err("is truncated".into());
-    }
-    match (class, data, u16::from_le_bytes([low, high])) {
-        (2, 1, X86_64) => Ok(()),
-        (_, _, machine) => Err(format!("is an ELF file for another machine ({machine})")),
+/// The ELF header, if it is one of a kernel for this architecture.
+fn check_header(start: &[u8]) -> Result<[u8; ELF_HEADER_BYTES], String> {
+    match kernel_file::recognize(start) {
+        KernelFile::Elf {
+            le64: true,
+            machine: ELF_MACHINE,
+        } => start
+            .first_chunk()
+            .copied()
+            .ok_or_else(|| "is truncated".into()),
+        KernelFile::Elf { machine: 0, .. } => Err("is truncated".into()),
+        other => Err(other.to_string()),
     }
 }
 
@@ -163,7 +138,7 @@ struct Extent {
     file_end: u64,
 }
 
-fn extent(file: &mut File, header: &[u8; 64]) -> io::Result<Extent> {
+fn extent(file: &mut File, header: &[u8; ELF_HEADER_BYTES]) -> io::Result<Extent> {
     use std::os::unix::fs::FileExt;
     const PT_LOAD: u64 = 1;
     const ENTRY_BYTES: u64 = 56;
@@ -207,48 +182,6 @@ fn extent(file: &mut File, header: &[u8; 64]) -> io::Result<Extent> {
     Ok(extent)
 }
 
-fn read_up_to(file: &mut File, buffer: &mut [u8]) -> io::Result<usize> {
-    let mut bytes = Vec::new();
-    file.by_ref()
-        .take(buffer.len() as u64)
-        .read_to_end(&mut bytes)?;
-    buffer[..bytes.len()].copy_from_slice(&bytes);
-    Ok(bytes.len())
-}
-
-/// As high as it goes, so that the kernel has what lies below to itself.
-fn load_initrd(
-    memory: &GuestMemoryMmap,
-    ram: &RamMap,
-    kernel_end: u64,
-    path: &Path,
-) -> Result<Region, BootError> {
-    const PAGE: u64 = 4096;
-    let read = |source| BootError::Read {
-        what: "guest image",
-        path: path.into(),
-        source,
-    };
-    let mut file = File::open(path).map_err(read)?;
-    let length = file.metadata().map_err(read)?.len();
-    let base = ram
-        .ramoops
-        .base
-        .checked_sub(length)
-        .map(|base| base / PAGE * PAGE)
-        .filter(|base| *base >= kernel_end)
-        .ok_or_else(|| BootError::TooLarge {
-            what: "guest image",
-            path: path.into(),
-            ram_mib: ram.ramoops.base >> 20,
-        })?;
-    // Fits a usize: it is smaller than low RAM.
-    memory
-        .read_exact_volatile_from(GuestAddress(base), &mut file, length as usize)
-        .map_err(|e| read(io::Error::other(e)))?;
-    Ok(Region { base, length })
-}
-
 fn write_tables(
     memory: &GuestMemoryMmap,
     ram: &RamMap,
@@ -283,7 +216,7 @@ mod tests {
         file.write_all(contents).unwrap();
         let map = ram_map(32);
         let memory = allocate(&map.regions).unwrap();
-        Boot::load(&memory, &map, file.path(), None, "", 1)
+        Boot::load(&memory, &map, file.path(), None)
             .unwrap_err()
             .to_string()
     }
@@ -307,12 +240,22 @@ mod tests {
     #[test]
     fn files_that_are_no_kernel_are_told_apart() {
         assert!(refusal(b"").contains("is empty"));
-        assert!(refusal(b"hello, I am a text file\n").contains("is no ELF file"));
-        assert!(refusal(b"MZ\xea\x07").contains("compressed bzImage"));
+        assert!(refusal(b"hello, I am a text file\n").contains("is no kernel"));
         assert!(refusal(&elf(62)[..40]).contains("is truncated"));
         assert!(refusal(&elf(62)[..130]).contains("is truncated: 130 bytes of 136"));
-        assert!(refusal(&elf(183)).contains("another machine (183)"));
+        assert!(refusal(&elf(183)).contains("is an ELF file for aarch64"));
         assert!(refusal(&elf(62)).contains("has no PVH entry note"));
+    }
+
+    #[test]
+    fn an_image_for_aarch64_is_refused_by_its_name() {
+        let mut image = vec![0; 4096];
+        image[56..60].copy_from_slice(b"ARM\x64");
+        let refusal = refusal(&image);
+        assert!(
+            refusal.contains("is an Image for aarch64; an uncompressed x86_64 ELF vmlinux"),
+            "{refusal}"
+        );
     }
 
     #[test]
@@ -326,9 +269,17 @@ mod tests {
     fn a_command_line_that_the_kernel_would_cut_is_refused() {
         let map = ram_map(32);
         let memory = allocate(&map.regions).unwrap();
-        let line = "x".repeat(COMMAND_LINE_SIZE);
-        let error =
-            Boot::load(&memory, &map, Path::new("/nonexistent"), None, &line, 1).unwrap_err();
+        let boot = Boot {
+            entry: 0,
+            initrd: None,
+        };
+        let machine = Description {
+            command_line: &"x".repeat(COMMAND_LINE_SIZE),
+            vcpus: &[],
+            devices: &[],
+            serial: false,
+        };
+        let error = boot.describe(&memory, &map, &machine).unwrap_err();
         assert!(matches!(error, BootError::CommandLine(2048)));
     }
 }

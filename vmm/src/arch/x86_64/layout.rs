@@ -11,8 +11,9 @@
 //! 4 GiB        the rest of RAM, then the DAX windows
 //! ```
 
+use crate::machine::board::Place;
 use crate::machine::ramoops_place;
-use crate::memory::layout::{MIB, Region};
+use crate::memory::layout::{MIB, RamMap, Region};
 
 /// hvm_start_info.
 pub const START_INFO: u64 = 0x6000;
@@ -47,17 +48,6 @@ pub const LAST_IRQ: u32 = 23;
 /// Each device has a pin of its own.
 pub const MAX_DEVICES: usize = (LAST_IRQ - FIRST_IRQ + 1) as usize;
 
-/// Where RAM lies.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RamMap {
-    /// One region, or two with the gap between them.
-    pub regions: Vec<Region>,
-    /// The part of the first region that the kernel keeps its log in and nothing else.
-    pub ramoops: Region,
-    /// First address after all RAM and after the gap.
-    pub end: u64,
-}
-
 /// Where `memory_mib` of RAM go.
 pub fn ram_map(memory_mib: u32) -> RamMap {
     let total = u64::from(memory_mib) * MIB;
@@ -86,12 +76,15 @@ pub fn ram_map(memory_mib: u32) -> RamMap {
 }
 
 /// Registers and interrupt of the virtio-mmio device with this number, if there is room for it.
-pub fn device_place(index: usize) -> Option<(u64, u32)> {
+pub fn device_place(index: usize) -> Option<Place> {
     if index >= MAX_DEVICES {
         return None;
     }
     let index = u32::try_from(index).ok()?;
-    Some((GAP_START + u64::from(index) * 0x1000, FIRST_IRQ + index))
+    Some(Place {
+        base: GAP_START + u64::from(index) * 0x1000,
+        irq: FIRST_IRQ + index,
+    })
 }
 
 #[cfg(test)]
@@ -126,8 +119,12 @@ mod tests {
 
     #[test]
     fn every_device_has_a_pin_of_its_own() {
-        assert_eq!(device_place(0), Some((0xd000_0000, 5)));
-        assert_eq!(device_place(MAX_DEVICES - 1).unwrap().1, LAST_IRQ);
+        let first = Place {
+            base: 0xd000_0000,
+            irq: 5,
+        };
+        assert_eq!(device_place(0), Some(first));
+        assert_eq!(device_place(MAX_DEVICES - 1).unwrap().irq, LAST_IRQ);
         assert_eq!(device_place(MAX_DEVICES), None);
     }
 }

@@ -4,10 +4,10 @@
 use std::fs;
 
 use kvm_bindings::{kvm_regs, kvm_segment};
-use kvm_ioctls::{Kvm, VcpuExit, VcpuFd};
+use kvm_ioctls::{VcpuExit, VcpuFd};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::vcpu::{set_cpuid, supported_cpuid};
+use super::Processor;
 use crate::kvm::{KvmError, Vm};
 use crate::memory::layout::Region;
 
@@ -51,9 +51,9 @@ const PROGRAM: [u8; 51] = [
     0xf4,       // hlt
 ];
 
-/// Whether the processor says that it can run guests: `svm` or `vmx` in /proc/cpuinfo.
-pub fn hardware_virtualization() -> bool {
-    has_cpu_flag(&["svm", "vmx"])
+/// How one sees that the processor can't run guests although there is a /dev/kvm, if so.
+pub fn missing_hardware() -> Option<&'static str> {
+    (!has_cpu_flag(&["svm", "vmx"])).then_some("no svm or vmx in /proc/cpuinfo")
 }
 
 /// Whether this machine is itself a guest, and so may be slow.
@@ -73,12 +73,8 @@ fn has_cpu_flag(wanted: &[&str]) -> bool {
 ///
 /// # Errors
 /// KVM refuses.
-pub fn load(kvm: &Kvm, vm: &Vm) -> Result<VcpuFd, KvmError> {
-    let vcpu = vm
-        .fd()
-        .create_vcpu(0)
-        .map_err(KvmError::during("create a vCPU"))?;
-    set_cpuid(&vcpu, supported_cpuid(kvm)?.as_slice())?;
+pub fn load(processor: &Processor, vm: &Vm) -> Result<VcpuFd, KvmError> {
+    let vcpu = processor.create_bare_vcpu(vm)?;
     let present_writable = 0x3;
     let large = 0x80;
     let tables = [

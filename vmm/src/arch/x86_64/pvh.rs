@@ -1,7 +1,7 @@
 //! The PVH start structures (Xen's hvm/start_info.h, version 1) as bytes.
 
-use super::layout::{COMMAND_LINE, HIGH_MEMORY, MEMORY_MAP, MODULE_LIST, MP_TABLE, RamMap};
-use crate::memory::layout::Region;
+use super::layout::{COMMAND_LINE, HIGH_MEMORY, MEMORY_MAP, MODULE_LIST, MP_TABLE};
+use crate::memory::layout::{RamMap, Region};
 
 const MAGIC: u32 = 0x336e_c578;
 const RAM: u32 = 1;

@@ -1,11 +1,12 @@
 //! vCPUs in the state that the PVH protocol asks for: the first at the kernel's entry, the others waiting for INIT.
 
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_msr_entry, kvm_regs, kvm_segment};
+use kvm_bindings::{
+    CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_cpuid_entry2, kvm_msr_entry, kvm_regs, kvm_segment,
+};
 use kvm_ioctls::{Cap, Kvm, VcpuFd};
 
-use super::boot::Boot;
 use super::cpuid;
-use super::layout::START_INFO;
+use super::layout::{IDENTITY_MAP, START_INFO, TSS};
 use crate::kvm::{KvmError, Vm};
 
 const MSR_IA32_MISC_ENABLE: u32 = 0x1a0;
@@ -14,48 +15,79 @@ const MSR_MTRR_DEF_TYPE: u32 = 0x2ff;
 /// MTRRs enabled, default write-back: what firmware would have set.
 const MTRR_WRITE_BACK: u64 = 1 << 11 | 6;
 
-/// The number of guest-physical address bits that the guest's CPUs will have.
-///
-/// # Errors
-/// KVM refuses.
-pub fn guest_phys_bits(kvm: &Kvm) -> Result<u8, KvmError> {
-    Ok(cpuid::phys_bits(supported_cpuid(kvm)?.as_slice()))
+/// What this machine's processor and KVM offer a guest, asked once.
+pub struct Processor {
+    supported: CpuId,
 }
 
-/// Creates all vCPUs.
-///
-/// # Errors
-/// KVM refuses.
-pub fn create_vcpus(kvm: &Kvm, vm: &Vm, count: u8, boot: &Boot) -> Result<Vec<VcpuFd>, KvmError> {
-    let supported = supported_cpuid(kvm)?;
-    let tsc_deadline = vm.fd().check_extension(Cap::TscDeadlineTimer);
-    let mut vcpus = Vec::with_capacity(usize::from(count));
-    for id in 0..count {
+impl Processor {
+    /// Asks.
+    ///
+    /// # Errors
+    /// KVM refuses.
+    pub fn of(kvm: &Kvm) -> Result<Self, KvmError> {
+        let supported = kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(KvmError::during("get the supported CPUID"))?;
+        Ok(Self { supported })
+    }
+
+    /// The number of guest-physical address bits that the guest's CPUs will have.
+    pub fn phys_bits(&self) -> u8 {
+        cpuid::phys_bits(self.supported.as_slice())
+    }
+
+    /// KVM's type of a VM with addresses up to `end`.
+    pub fn vm_type(&self, _end: u64) -> u64 {
+        0
+    }
+
+    /// Creates the interrupt controllers and all vCPUs.
+    ///
+    /// # Errors
+    /// KVM refuses.
+    pub fn create_vcpus(&self, vm: &Vm, count: u8) -> Result<Vec<VcpuFd>, KvmError> {
+        prepare(vm)?;
+        let tsc_deadline = vm.fd().check_extension(Cap::TscDeadlineTimer);
+        (0..count)
+            .map(|id| {
+                let vcpu = vm
+                    .fd()
+                    .create_vcpu(u64::from(id))
+                    .map_err(KvmError::during("create a vCPU"))?;
+                let entries = cpuid::for_vcpu(self.supported.as_slice(), id, count, tsc_deadline);
+                set_cpuid(&vcpu, &entries)?;
+                set_msrs(&vcpu)?;
+                Ok(vcpu)
+            })
+            .collect()
+    }
+
+    /// A vCPU with all that is offered, in a VM without interrupt controllers.
+    pub(super) fn create_bare_vcpu(&self, vm: &Vm) -> Result<VcpuFd, KvmError> {
         let vcpu = vm
             .fd()
-            .create_vcpu(u64::from(id))
+            .create_vcpu(0)
             .map_err(KvmError::during("create a vCPU"))?;
-        let entries = cpuid::for_vcpu(supported.as_slice(), id, count, tsc_deadline);
-        set_cpuid(&vcpu, &entries)?;
-        set_msrs(&vcpu)?;
-        vcpus.push(vcpu);
+        set_cpuid(&vcpu, self.supported.as_slice())?;
+        Ok(vcpu)
     }
-    if let Some(first) = vcpus.first() {
-        enter_at(first, boot.entry)?;
-    }
-    Ok(vcpus)
 }
 
-/// What KVM can offer a guest.
-pub(super) fn supported_cpuid(kvm: &Kvm) -> Result<CpuId, KvmError> {
-    kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-        .map_err(KvmError::during("get the supported CPUID"))
+/// Creates PIC, IOAPIC and local APICs, and tells KVM which pages Intel processors without "unrestricted guest" borrow.
+fn prepare(vm: &Vm) -> Result<(), KvmError> {
+    vm.fd()
+        .set_identity_map_address(IDENTITY_MAP)
+        .map_err(KvmError::during("set the identity map address"))?;
+    vm.fd()
+        .set_tss_address(TSS as usize)
+        .map_err(KvmError::during("set the TSS address"))?;
+    vm.fd()
+        .create_irq_chip()
+        .map_err(KvmError::during("create the interrupt controllers"))
 }
 
-pub(super) fn set_cpuid(
-    vcpu: &VcpuFd,
-    entries: &[kvm_bindings::kvm_cpuid_entry2],
-) -> Result<(), KvmError> {
+fn set_cpuid(vcpu: &VcpuFd, entries: &[kvm_cpuid_entry2]) -> Result<(), KvmError> {
     let cpuid = CpuId::from_entries(entries)
         .map_err(|_| KvmError::Lacks("room for the CPUID entries of this processor"))?;
     vcpu.set_cpuid2(&cpuid)
@@ -80,7 +112,7 @@ fn set_msrs(vcpu: &VcpuFd) -> Result<(), KvmError> {
 }
 
 /// 32-bit protected mode, flat segments, paging off, rbx at the start info (Xen's docs/misc/pvh.pandoc).
-fn enter_at(vcpu: &VcpuFd, entry: u64) -> Result<(), KvmError> {
+pub(super) fn enter_at(vcpu: &VcpuFd, entry: u64) -> Result<(), KvmError> {
     let mut sregs = vcpu
         .get_sregs()
         .map_err(KvmError::during("read the registers of a vCPU"))?;
