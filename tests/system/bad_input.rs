@@ -41,6 +41,21 @@ fn malformed_config_names_the_field() {
 }
 
 #[test]
+fn what_no_guest_can_do_is_refused_by_its_field() {
+    let corner = Corner::new("bad-field");
+    let bundle = corner.path("bundle");
+    fs::create_dir_all(bundle.join("rootfs")).unwrap();
+    let spec = r#"{"ociVersion":"1.2.0","root":{"path":"rootfs"},"process":{"cwd":"/","args":["true"],"user":{"uid":0,"gid":0},"apparmorProfile":"my-profile"}}"#;
+    fs::write(bundle.join("config.json"), spec).unwrap();
+    refused(
+        &corner,
+        &["--bundle", bundle.to_str().unwrap(), "x"],
+        1,
+        &["config.json", "process.apparmorProfile", "my-profile"],
+    );
+}
+
+#[test]
 fn absent_rootfs() {
     let corner = Corner::new("bad-rootfs");
     let bundle = corner.path("bundle");

@@ -1,11 +1,14 @@
 //! kill -9 of anything at any time: the others end, the exit is reported within 2 s, nothing is left.
 
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::kit::{Corner, Done, Running, eventually, image, monitors};
+use crate::kit::{Corner, Done, PATIENCE, Running, eventually, image, monitors};
 
 /// The promise. Counted from the kill to the exit of the one who waits.
 const REPORTED_WITHIN: Duration = Duration::from_secs(2);
@@ -97,7 +100,121 @@ fn a_name_is_taken_only_once() {
 }
 
 #[test]
+fn a_container_that_never_ran_leaves_its_name_free() {
+    let corner = Corner::new("never-ran");
+    let before = corner.inventory();
+    corner
+        .run(["--name", "never-ran", &image(), "/no/such/command"])
+        .exits(127);
+    corner.assert_nothing_left(&before);
+}
+
+#[test]
+fn a_monitor_that_ends_while_the_image_is_unpacked_is_reported_at_once() {
+    let corner = Corner::new("ends-early");
+    let (store, kernel) = (corner.path("store"), corner.path("kernel"));
+    fs::create_dir_all(store.join("layers")).unwrap();
+    fs::write(&kernel, "this is no kernel").unwrap();
+    // Nobody can unpack while this is locked.
+    let mut locker = Command::new("flock");
+    locker
+        .arg(store.join("layers"))
+        .args(["sh", "-c", "echo ready; cat"]);
+    let locker = Running::start(piped(locker));
+    let before = corner.inventory();
+    let kernel = kernel.to_str().unwrap();
+    let mut command = corner.vmbox(["run", "--rm", "--kernel", kernel, &image(), "true"]);
+    let mut child = command.env("VMBOX_STORE", &store).spawn().unwrap();
+    let ended = eventually(Duration::from_secs(30), || {
+        child.try_wait().unwrap().is_some()
+    });
+    let _ = child.kill();
+    let done = Done::of(child.wait_with_output().unwrap());
+    assert!(ended, "it waits for the image: {}", done.stderr);
+    done.refuses(125, &["kernel"]);
+    corner.assert_nothing_left(&before);
+    locker.finish().exits(0);
+}
+
+fn piped(mut command: Command) -> Command {
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// Names of the sockets on which a pod's streams are waited for.
+fn stream_sockets(pod: &Path) -> usize {
+    let entries = fs::read_dir(pod).unwrap().flatten();
+    let names = entries.map(|entry| entry.file_name().into_string().unwrap());
+    names.filter(|name| name.starts_with("vsock_")).count()
+}
+
+#[test]
+fn a_member_that_is_killed_while_it_is_made_leaves_its_pod_as_it_was() {
+    let corner = Corner::new("kill-member");
+    let first = start(&corner, &[]);
+    let pod = corner.run_dir().join(corner.name);
+    let image = image();
+    let member = [
+        "run",
+        "--rm",
+        "--name",
+        "member",
+        "--pod",
+        corner.name,
+        &image,
+        "true",
+    ];
+    let before = corner.inventory();
+    for round in 0..3 {
+        let listening = stream_sockets(&pod);
+        let mut child = corner.vmbox(member).spawn().unwrap();
+        // Just before it calls Create.
+        let calls = eventually(PATIENCE, || stream_sockets(&pod) > listening);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(calls, "round {round}: the member never got so far");
+        let again = || Done::of(corner.vmbox(member).output().unwrap());
+        // Until its warden has cleaned up, the name is taken.
+        let mut last = again();
+        eventually(Duration::from_secs(60), || {
+            if last.code() != 0 {
+                last = again();
+            }
+            last.code() == 0
+        });
+        last.exits(0);
+    }
+    corner.assert_nothing_left(&before);
+    first.finish().exits(0);
+}
+
+#[test]
 fn gc_finds_nothing_to_do_after_all_this() {
     let corner = Corner::new("gc");
-    Done::of(corner.vmbox(["gc"]).output().unwrap()).exits(0);
+    let mut gc = corner.vmbox(["gc"]);
+    // The other tests' images are to stay.
+    gc.env("VMBOX_STORE", corner.path("store"));
+    Done::of(gc.output().unwrap()).exits(0);
+}
+
+#[test]
+fn gc_removes_the_layers_that_no_container_uses() {
+    let corner = Corner::new("gc-layers");
+    let store = corner.path("store");
+    let layers = || fs::read_dir(store.join("layers")).unwrap().count();
+    let with_store = |mut command: Command| {
+        command.env("VMBOX_STORE", &store);
+        command
+    };
+    let image = image();
+    let script = "echo ready; cat; ls /usr/bin/env";
+    let run = ["run", "--rm", "-i", &image, "sh", "-c", script];
+    let running = Running::start(with_store(corner.vmbox(run)));
+    let gc = || Done::of(with_store(corner.vmbox(["gc"])).output().unwrap());
+    gc().exits(0);
+    assert!(layers() > 0, "the layers of a running container went");
+    assert_eq!(running.finish().exits(0), "/usr/bin/env\n");
+    let told = gc().exits(0);
+    assert!(told.contains("layer "), "{told}");
+    assert_eq!(layers(), 0);
 }

@@ -10,6 +10,7 @@ mod limits;
 mod monitor;
 mod pods;
 mod share;
+mod signals;
 mod streams;
 mod volumes;
 mod workload;

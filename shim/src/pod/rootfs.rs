@@ -9,8 +9,8 @@ use super::{
     spec::{ImageDefaults, ResolvedUser},
 };
 use crate::storage::{
-    Halt, Image, ImageRef, RootFs, RootFsError, StorageError, Store, UserError, WritableLayer,
-    make_dir_all, resolve_user,
+    Collected, Halt, Image, ImageRef, RootFs, RootFsError, StorageError, Store, UserError,
+    WritableLayer, make_dir_all, resolve_user,
 };
 
 /// Why a root file system could not be had.
@@ -80,6 +80,7 @@ impl Place {
     /// The image can't be used, or the kernel refuses the overlay.
     pub fn fill(&self, image: &ImageRef, target: &Path) -> Result<ImageDefaults, PrepareError> {
         let image = self.store.prepare(image)?;
+        self.store.claim(&self.writable, &image)?;
         // Unmounted with the pod's mount namespace.
         RootFs::mount(&image.layers, &self.writable, target)?.keep();
         Ok(defaults(image))
@@ -118,6 +119,17 @@ pub fn make_working_dir(rootfs: &Path, spec: &Spec) -> Result<(), PrepareError> 
         path: path.clone(),
         source,
     })
+}
+
+/// Removes the layers of the store that no container uses; without a store there are none.
+///
+/// # Errors
+/// The store can't be opened or read, or a layer not be removed.
+pub fn collect_layers(store: &Path) -> Result<Collected, StorageError> {
+    if !store.exists() {
+        return Ok(Collected::Layers(Vec::new()));
+    }
+    Store::open(store)?.collect()
 }
 
 /// Removes a container's writable layer.

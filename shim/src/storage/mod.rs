@@ -6,17 +6,21 @@
 //! <store>/layers/<diff id>             a layer in overlayfs form, complete once it has this name
 //! <store>/layers/<diff id>.<chain id>  a layer with copies from lower ones (hard links to their files, their directories)
 //! <store>/tmp/<diff id>[.lock]         a layer that is being unpacked
+//! <store>/tmp/removed-<layer>[.lock]   a layer that is being removed
 //! <store>/containers/<id>/{upper,work} what a container wrote
+//! <store>/containers/<id>/layers       names of the layers below it
 //! ```
 
 mod attributes;
 mod beneath;
+mod collect;
 mod compression;
 mod contents;
 mod digest;
 mod error;
 mod halt;
 mod image_ref;
+mod layer;
 mod lock;
 mod lower;
 mod manifest;
@@ -33,6 +37,7 @@ mod user;
 mod tests;
 
 pub use beneath::make_dir_all;
+pub use collect::Collected;
 pub use digest::{Digest, DigestError};
 pub use error::{ImageError, LayerError, StorageError};
 pub use halt::Halt;

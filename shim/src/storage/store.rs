@@ -1,40 +1,34 @@
 //! The content-addressed store: every layer is unpacked once, checked against both of its digests, and never seen half done.
 
-use std::fs::{self, File, Permissions};
-use std::io::{self, BufReader, IsTerminal};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use indicatif::{ProgressBar, ProgressStyle};
 use rustix::fs::{FlockOperation, flock, lgetxattr};
-use rustix::io::Errno;
 
-use super::compression::Decoder;
-use super::digest::{Digest, HashingReader};
-use super::error::{LayerError, StorageError};
+use super::digest::Digest;
+use super::error::StorageError;
 use super::halt::Halt;
 use super::image_ref::ImageRef;
 use super::lock::Lock;
-use super::lower::LowerView;
-use super::manifest::{self, LayerBlob, Manifest};
-use super::member::Members;
+use super::manifest::{self, Manifest};
 use super::remove::remove_tree;
 use super::rootfs::is_overlay;
 use super::source::Source;
-use super::unpack::{UnpackError, Unpacked, unpack};
 use super::{EXPLICIT_ROOT_XATTR, OPAQUE_XATTR};
 
 /// Where images are kept unless the user says otherwise.
 pub const DEFAULT_STORE: &str = "/var/lib/vmbox";
 
-const BUFFER_BYTES: usize = 128 << 10;
-
-/// An image that is ready to be mounted.
+/// An image that is ready to be mounted. As long as it lives, nobody collects its layers.
 #[derive(Clone, Debug)]
 pub struct Image {
     /// Directories for overlayfs, lowest first; never empty.
     pub layers: Vec<PathBuf>,
     pub config: ImageConfig,
+    _held: Option<Arc<File>>,
 }
 
 /// What the image says about running it (OCI image-spec config.md#properties); all empty for a plain root directory.
@@ -105,6 +99,7 @@ impl Store {
             return Ok(Image {
                 layers: vec![dir],
                 config: ImageConfig::default(),
+                _held: None,
             });
         }
         if is_overlay(&self.root).map_err(|source| StorageError::Store {
@@ -113,10 +108,12 @@ impl Store {
         })? {
             return Err(StorageError::OnOverlay(self.root.clone()));
         }
-        self.sweep().map_err(|source| StorageError::Store {
+        let unusable = |source| StorageError::Store {
             path: self.root.clone(),
             source,
-        })?;
+        };
+        let held = lock_dir(&self.layers_dir(), FlockOperation::LockShared).map_err(unusable)?;
+        self.sweep().map_err(unusable)?;
         let (path, tag) = match reference {
             ImageRef::Layout { dir: path, tag } | ImageRef::Archive { file: path, tag } => {
                 (path, tag.as_deref())
@@ -130,7 +127,7 @@ impl Store {
         };
         let source = match reference {
             ImageRef::Archive { file, .. } => {
-                Source::archive(file, &self.root.join("tmp"), &self.halt).map_err(failed)?
+                Source::archive(file, &self.tmp_dir(), &self.halt).map_err(failed)?
             }
             ImageRef::Layout { .. } | ImageRef::RootDir(_) => Source::layout(path),
         };
@@ -139,6 +136,7 @@ impl Store {
         Ok(Image {
             layers,
             config: ImageConfig::of(&manifest),
+            _held: Some(Arc::new(held)),
         })
     }
 
@@ -176,6 +174,18 @@ impl Store {
     pub fn remove_container(&self, id: &str) -> Result<(), StorageError> {
         let path = self.container_dir(id)?;
         remove_tree(&path).map_err(|source| StorageError::Remove { path, source })
+    }
+
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(super) fn layers_dir(&self) -> PathBuf {
+        self.root.join("layers")
+    }
+
+    pub(super) fn tmp_dir(&self) -> PathBuf {
+        self.root.join("tmp")
     }
 
     fn container_dir(&self, id: &str) -> Result<PathBuf, StorageError> {
@@ -219,127 +229,9 @@ impl Store {
         Ok(layers)
     }
 
-    fn layer(
-        &self,
-        source: &Source,
-        blob: &LayerBlob,
-        below: &[PathBuf],
-        chain: Digest,
-        label: &str,
-    ) -> Result<PathBuf, LayerError> {
-        let hex = blob.diff_id.hex();
-        let alone = self.root.join("layers").join(&hex);
-        let chained = self
-            .root
-            .join("layers")
-            .join(format!("{hex}.{}", chain.hex()));
-        let present = || {
-            [&alone, &chained]
-                .into_iter()
-                .find(|path| path.is_dir())
-                .cloned()
-        };
-        if let Some(path) = present() {
-            return Ok(path);
-        }
-        let partial = self.root.join("tmp").join(&hex);
-        let _lock = Lock::wait(&lock_path(&partial)).map_err(|source| self.write_error(source))?;
-        // Another process may have done it while we waited.
-        if let Some(path) = present() {
-            return Ok(path);
-        }
-        let done = self
-            .fill(source, blob, below, &partial, label)
-            .and_then(|unpacked| {
-                let path = if unpacked.depends_on_lower {
-                    chained
-                } else {
-                    alone
-                };
-                fs::rename(&partial, &path).map_err(|source| self.write_error(source))?;
-                Ok(path)
-            });
-        if done.is_err()
-            && let Err(error) = remove_tree(&partial)
-        {
-            tracing::warn!(path = ?partial, %error, "a half unpacked layer stays behind");
-        }
-        done
-    }
-
-    /// Unpacks a layer to `partial` and checks its digests.
-    fn fill(
-        &self,
-        source: &Source,
-        layer: &LayerBlob,
-        below: &[PathBuf],
-        partial: &Path,
-        label: &str,
-    ) -> Result<Unpacked, LayerError> {
-        make_empty(partial).map_err(|source| self.write_error(source))?;
-        let lower = LowerView::open(below).map_err(LayerError::Store)?;
-        let blob = source.open(&layer.name).map_err(LayerError::Blob)?;
-        if let Some((_, expected)) = layer.blob
-            && expected != blob.length
-        {
-            let (blob, actual) = (layer.name.clone(), blob.length);
-            return Err(LayerError::BlobLength {
-                blob,
-                expected,
-                actual,
-            });
-        }
-        let bar = progress(blob.length, label);
-        let raw = HashingReader::new(self.halt.reader(bar.wrap_read(blob.reader)));
-        let mut raw = BufReader::with_capacity(BUFFER_BYTES, raw);
-        let unpacked = decode_and_unpack(&mut raw, partial, &lower);
-        bar.finish_and_clear();
-        // A damaged blob mostly shows as nonsense in its tar: then the digest is the better news.
-        if matches!(unpacked, Ok(_) | Err(UnpackError::Read(_)))
-            && let Some((expected, _)) = layer.blob
-            && let Ok(actual) = raw.get_mut().digest()
-            && actual != expected
-        {
-            return Err(LayerError::BlobDigest {
-                blob: layer.name.clone(),
-                expected,
-                actual,
-            });
-        }
-        let (unpacked, actual) = unpacked.map_err(|error| self.unpack_error(error))?;
-        if actual != layer.diff_id {
-            return Err(LayerError::DiffId {
-                expected: layer.diff_id,
-                actual,
-            });
-        }
-        Ok(unpacked)
-    }
-
-    fn unpack_error(&self, error: UnpackError) -> LayerError {
-        match &error {
-            UnpackError::Write { source, .. } | UnpackError::Prepare(source) if is_full(source) => {
-                LayerError::NoSpace {
-                    store: self.root.clone(),
-                }
-            }
-            _ => LayerError::Unpack(error),
-        }
-    }
-
-    fn write_error(&self, source: io::Error) -> LayerError {
-        if is_full(&source) {
-            LayerError::NoSpace {
-                store: self.root.clone(),
-            }
-        } else {
-            LayerError::Store(source)
-        }
-    }
-
-    /// Removes what processes that were killed while unpacking left.
-    fn sweep(&self) -> io::Result<()> {
-        for entry in fs::read_dir(self.root.join("tmp"))? {
+    /// Removes what processes that were killed while unpacking, or removing, a layer left.
+    pub(super) fn sweep(&self) -> io::Result<()> {
+        for entry in fs::read_dir(self.tmp_dir())? {
             let path = entry?.path();
             let partial = if path.extension().is_some_and(|e| e == "lock") {
                 path.with_extension("")
@@ -354,19 +246,6 @@ impl Store {
     }
 }
 
-fn decode_and_unpack(
-    raw: impl io::BufRead,
-    into: &Path,
-    lower: &LowerView,
-) -> Result<(Unpacked, Digest), UnpackError> {
-    let content = HashingReader::new(Decoder::new(raw).map_err(UnpackError::Read)?);
-    let mut members = Members::new(content);
-    let unpacked = unpack(&mut members, into, lower)?;
-    // What follows the end of the archive counts for the digest too.
-    let digest = members.into_inner().digest().map_err(UnpackError::Read)?;
-    Ok((unpacked, digest))
-}
-
 /// Locks a directory of the store until the descriptor is closed.
 fn lock_dir(path: &Path, operation: FlockOperation) -> io::Result<File> {
     let dir = File::open(path)?;
@@ -374,15 +253,9 @@ fn lock_dir(path: &Path, operation: FlockOperation) -> io::Result<File> {
     Ok(dir)
 }
 
-fn lock_path(partial: &Path) -> PathBuf {
+/// The file that locks the unpacking, or removing, of something in `tmp/`.
+pub(super) fn lock_path(partial: &Path) -> PathBuf {
     partial.with_extension("lock")
-}
-
-fn make_empty(path: &Path) -> io::Result<()> {
-    remove_tree(path)?;
-    fs::create_dir(path)?;
-    // The root directory of the image, unless the layer says otherwise; the umask had its say in create_dir.
-    fs::set_permissions(path, Permissions::from_mode(0o755))
 }
 
 /// Whether `path` has this extended attribute.
@@ -397,27 +270,6 @@ pub(super) fn root_owner(layers: &[PathBuf]) -> Option<&PathBuf> {
         .rev()
         .find(|layer| has_mark(layer, EXPLICIT_ROOT_XATTR))
         .or(layers.first())
-}
-
-fn is_full(error: &io::Error) -> bool {
-    matches!(
-        Errno::from_io_error(error),
-        Some(Errno::NOSPC | Errno::DQUOT)
-    )
-}
-
-fn progress(bytes: u64, label: &str) -> ProgressBar {
-    if !io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let style = ProgressStyle::with_template("{prefix} {bar:30} {bytes}/{total_bytes} {eta}");
-    let bar = ProgressBar::new(bytes).with_prefix(label.to_owned());
-    // The template is constant; without it the default style does.
-    if let Ok(style) = style {
-        bar.with_style(style)
-    } else {
-        bar
-    }
 }
 
 impl ImageConfig {

@@ -28,7 +28,7 @@ pub enum Verb {
     Run(Box<RunArgs>),
     /// Tell whether this machine can run guests and, if not, why and what to do
     Check,
-    /// Remove what crashed pods have left behind
+    /// Remove what crashed pods have left behind, and layers of images that no container uses
     Gc,
     /// Remove the writable layer of a container that was run without --rm
     Rm {

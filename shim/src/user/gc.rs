@@ -4,10 +4,33 @@ use super::{complain, one_line, run_dir, store_dir};
 use crate::{
     journal,
     pod::{ContainerId, place::PodDir, rootfs},
+    storage::Collected,
 };
 
-/// Undoes the journals of all pods whose owners are dead.
+/// Undoes the journals of all pods whose owners are dead, then removes the images' layers that no container uses.
 pub fn gc() -> u8 {
+    // Pods first: what a dead one has mounted counts as used.
+    collect_pods().max(collect_layers())
+}
+
+fn collect_layers() -> u8 {
+    match rootfs::collect_layers(&store_dir()) {
+        Ok(Collected::Layers(names)) => {
+            names.iter().for_each(|name| println!("layer {name}"));
+            0
+        }
+        Ok(Collected::Busy) => {
+            complain("an image is being unpacked: unused layers stay until the next `vmbox gc`");
+            0
+        }
+        Err(error) => {
+            complain(&one_line(&error));
+            1
+        }
+    }
+}
+
+fn collect_pods() -> u8 {
     let dead = match journal::dead_pods(&run_dir()) {
         Ok(dead) => dead,
         Err(error) => {
