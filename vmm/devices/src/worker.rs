@@ -217,7 +217,7 @@ struct Reason {
 }
 
 enum Wake {
-    Kick(u16, Arc<EventFd>),
+    Kick(u16),
     Source(u64),
 }
 
@@ -294,13 +294,9 @@ impl Loop {
             return;
         };
         let owner = reason.owner;
-        let event = match &reason.wake {
-            Wake::Kick(index, kick) => {
-                // WouldBlock: a former wake-up has seen this kick.
-                let _ = kick.read();
-                Event::Queue(*index)
-            }
-            Wake::Source(token) => source_event(*token, flags),
+        let event = match reason.wake {
+            Wake::Kick(index) => Event::Queue(index),
+            Wake::Source(token) => source_event(token, flags),
         };
         let Some(serving) = self.serving.get_mut(&owner) else {
             return;
@@ -321,7 +317,7 @@ impl Loop {
         self.serving.insert(id, serving);
         let registered = kicks
             .into_iter()
-            .try_for_each(|(index, kick)| self.register_kick(id, index, kick))
+            .try_for_each(|(index, kick)| self.register_kick(id, index, &kick))
             .and_then(|()| self.update_sources(id));
         if let Err(e) = registered {
             self.give_up(id, &e.to_string());
@@ -388,10 +384,11 @@ impl Loop {
         result
     }
 
-    fn register_kick(&mut self, owner: u64, index: u16, kick: Arc<EventFd>) -> io::Result<()> {
+    fn register_kick(&mut self, owner: u64, index: u16, kick: &EventFd) -> io::Result<()> {
         let fd = kick.as_raw_fd();
-        let wake = Wake::Kick(index, kick);
-        let key = self.register(owner, fd, EventSet::IN, wake)?;
+        // Edge-triggered: each write to an eventfd is an edge, whatever it holds already, and it never has to be read.
+        let edges = EventSet::IN | EventSet::EDGE_TRIGGERED;
+        let key = self.register(owner, fd, edges, Wake::Kick(index))?;
         if let Some(serving) = self.serving.get_mut(&owner) {
             serving.kick_keys.push(key);
         }

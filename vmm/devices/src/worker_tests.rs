@@ -106,6 +106,15 @@ fn a_kick_is_served_with_its_queue_number() {
 }
 
 #[test]
+fn every_kick_after_a_call_makes_another_call() {
+    let fixture = Fixture::new(Served::Done, Vec::new());
+    for _ in 0..1000 {
+        fixture.kick.write(1).unwrap();
+        assert_eq!(fixture.next(), Seen::Event(Event::Queue(7)));
+    }
+}
+
+#[test]
 fn a_kick_before_attaching_is_not_lost() {
     let fixture = Fixture::new(Served::Done, Vec::new());
     let kick = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
