@@ -179,7 +179,7 @@ impl Handler for BalloonHandler {
             return Served::Done;
         };
         let reclaim = self.reclaim.as_ref();
-        let served = queue.drain(|chain| {
+        queue.serve("balloon", |chain| {
             match index {
                 INFLATE_QUEUE => inflate(&chain, reclaim),
                 REPORTING_QUEUE => take_reported(&chain, reclaim),
@@ -187,16 +187,7 @@ impl Handler for BalloonHandler {
                 _ => {}
             }
             0
-        });
-        match served {
-            Ok(()) => Served::Done,
-            Err(e) => {
-                if queue.may_warn() {
-                    tracing::warn!(error = %e, "balloon device");
-                }
-                Served::Broken
-            }
-        }
+        })
     }
 }
 

@@ -9,7 +9,7 @@ use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::device::{GuestRam, Interrupt};
+use crate::device::{GuestRam, Interrupt, Served};
 
 /// A descriptor chain over the guest's RAM.
 pub type Chain = DescriptorChain<GuestRam>;
@@ -32,6 +32,8 @@ pub struct Virtqueue {
     memory: GuestRam,
     interrupt: Arc<dyn Interrupt>,
     kick: Option<Arc<EventFd>>,
+    /// Something was completed since the driver was last notified, or chose not to be.
+    completed: bool,
 }
 
 /// How many times the ring's length [`Virtqueue::drain`] serves before it lets the worker's other duties run.
@@ -39,14 +41,24 @@ const ROUNDS: u32 = 2;
 /// How long it does so: a single chain may be worth a megabyte of disk.
 const TURN: Duration = Duration::from_millis(5);
 
-/// What is left of a call of [`Virtqueue::drain`].
-struct Budget {
+/// What is left of a handler's turn, after which the worker's other duties are due.
+#[derive(Debug)]
+pub struct Budget {
     chains: u32,
     until: Instant,
 }
 
 impl Budget {
-    fn take(&mut self) -> bool {
+    /// So many chains, and no more than a few milliseconds.
+    pub fn new(chains: u32) -> Self {
+        Self {
+            chains,
+            until: Instant::now() + TURN,
+        }
+    }
+
+    /// Takes one chain's worth, if there is one.
+    pub fn take(&mut self) -> bool {
         if self.is_spent() {
             return false;
         }
@@ -54,7 +66,8 @@ impl Budget {
         true
     }
 
-    fn is_spent(&self) -> bool {
+    /// Whether the turn is over.
+    pub fn is_spent(&self) -> bool {
         self.chains == 0 || Instant::now() >= self.until
     }
 }
@@ -68,6 +81,7 @@ impl Virtqueue {
             memory,
             interrupt,
             kick: None,
+            completed: false,
         }
     }
 
@@ -124,6 +138,7 @@ impl Virtqueue {
     /// # Errors
     /// The head or the used ring lie outside of their bounds.
     pub fn complete(&mut self, head: u16, written: u32) -> Result<(), RingError> {
+        self.completed = true;
         self.queue
             .add_used(self.memory.deref(), head, written)
             .map_err(|e| ring_error(self.index, &e))
@@ -134,6 +149,9 @@ impl Virtqueue {
     /// # Errors
     /// The ring lies outside of RAM.
     pub fn notify(&mut self) -> Result<(), RingError> {
+        if !std::mem::take(&mut self.completed) {
+            return Ok(());
+        }
         if self
             .queue
             .needs_notification(self.memory.deref())
@@ -144,6 +162,20 @@ impl Virtqueue {
         Ok(())
     }
 
+    /// All that a simple device's handler does for a kick: [`Virtqueue::drain`], where a broken ring is told to the log, in
+    /// the name of `device`, and to the worker.
+    pub fn serve(&mut self, device: &'static str, serve: impl FnMut(Chain) -> u32) -> Served {
+        match self.drain(serve) {
+            Ok(()) => Served::Done,
+            Err(error) => {
+                if self.may_warn() {
+                    tracing::warn!(device, %error, "the guest broke a ring");
+                }
+                Served::Broken
+            }
+        }
+    }
+
     /// Pops and serves every available chain, with kicks switched off meanwhile, then interrupts once.
     /// `serve` returns the number of bytes it wrote into the chain. After a few rings' worth of chains or
     /// a few milliseconds it returns too and goes on by a kick of its own, if it has one ([`Virtqueue::kick_with`]).
@@ -151,10 +183,8 @@ impl Virtqueue {
     /// # Errors
     /// As [`Virtqueue::pop`]; what was served before is completed and notified.
     pub fn drain(&mut self, mut serve: impl FnMut(Chain) -> u32) -> Result<(), RingError> {
-        let mut budget = self.kick.is_some().then(|| Budget {
-            chains: ROUNDS * u32::from(self.queue.size()),
-            until: Instant::now() + TURN,
-        });
+        let chains = ROUNDS * u32::from(self.queue.size());
+        let mut budget = self.kick.is_some().then(|| Budget::new(chains));
         loop {
             self.disable_kicks()?;
             let served = self.serve_available(&mut serve, budget.as_mut());
@@ -229,10 +259,50 @@ fn ring_error(index: u16, source: &virtio_queue::Error) -> RingError {
 
 #[cfg(test)]
 mod tests {
+    use vm_memory::{Bytes, GuestAddress};
     use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
     use super::*;
     use crate::testing::{DriverQueue, FakeInterrupt, ram};
+
+    /// `used_event` and `avail_event` (virtio 1.2 §2.7.6, §2.7.8) of a ring of 8.
+    fn events(driver: &DriverQueue) -> (GuestAddress, GuestAddress) {
+        let used_event = driver.available_ring() + 4 + 2 * 8;
+        let available_event = driver.used_ring() + 4 + 8 * 8;
+        (GuestAddress(used_event), GuestAddress(available_event))
+    }
+
+    #[test]
+    fn with_event_idx_a_driver_is_interrupted_where_it_asked_for_it() {
+        let memory = ram(2);
+        let mut driver = DriverQueue::new(&memory, 0, 8);
+        let interrupt = Arc::new(FakeInterrupt::default());
+        let mut queue = driver.virtqueue(interrupt.clone());
+        queue.queue.set_event_idx(true);
+        let (used_event, available_event) = events(&driver);
+        memory.write_obj(4u16, used_event).unwrap();
+        let mut interrupts = Vec::new();
+        for _ in 0..3 {
+            for _ in 0..2 {
+                let buffer = driver.readable(b"x");
+                driver.add(&[buffer]);
+            }
+            queue.drain(|_| 0).unwrap();
+            interrupts.push(interrupt.take_queues().len());
+        }
+        assert_eq!(interrupts, [0, 0, 1], "the fifth completion was asked for");
+        let wanted: u16 = memory.read_obj(available_event).unwrap();
+        assert_eq!(wanted, 6, "the next chain is to be kicked");
+    }
+
+    #[test]
+    fn an_empty_ring_interrupts_nobody() {
+        let driver = DriverQueue::new(&ram(2), 0, 8);
+        let interrupt = Arc::new(FakeInterrupt::default());
+        let mut queue = driver.virtqueue(interrupt.clone());
+        queue.drain(|_| 0).unwrap();
+        assert!(interrupt.take_queues().is_empty());
+    }
 
     #[test]
     fn a_slow_chain_ends_the_turn_and_the_rest_is_served_after_a_kick() {

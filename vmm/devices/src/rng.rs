@@ -78,15 +78,7 @@ struct RngHandler {
 
 impl Handler for RngHandler {
     fn serve(&mut self, _event: Event) -> Served {
-        match self.queue.drain(|chain| fill(&chain, &self.source)) {
-            Ok(()) => Served::Done,
-            Err(e) => {
-                if self.queue.may_warn() {
-                    tracing::warn!(error = %e, "entropy device");
-                }
-                Served::Broken
-            }
-        }
+        self.queue.serve("rng", |chain| fill(&chain, &self.source))
     }
 }
 

@@ -9,7 +9,7 @@ use vm_memory::{
 };
 
 use super::request::{Buffer, Range, Status};
-use super::{RANGE_SECTORS_MAX, SECTOR_BYTES};
+use super::{RANGE_SECTORS_MAX, SECTOR_BYTES, SEGMENT_BYTES_MAX, SEGMENTS_MAX};
 
 /// Length of the answer to GET_ID (§5.2.6.1).
 const ID_BYTES: usize = 20;
@@ -190,7 +190,8 @@ impl Disk {
                 .checked_add(buffer.length)
                 .ok_or(DiskError::OutOfBounds)?;
         }
-        if u64::from(length) % SECTOR_BYTES != 0 {
+        // The sum and not each segment: a driver that didn't take VIRTIO_BLK_F_SIZE_MAX may cut as it likes.
+        if length > SEGMENTS_MAX * SEGMENT_BYTES_MAX || u64::from(length) % SECTOR_BYTES != 0 {
             return Err(DiskError::OutOfBounds);
         }
         self.check(sector, u64::from(length) / SECTOR_BYTES)?;

@@ -201,6 +201,31 @@ fn get_id_without_room_fails() {
 }
 
 #[test]
+fn a_request_beyond_what_was_announced_is_refused() {
+    let named = tempfile::NamedTempFile::new().unwrap();
+    named.as_file().set_len(1 << 30).unwrap();
+    let mut device = Blk::new(named.into_file(), false, "").unwrap();
+    let mut driver = DriverQueue::new(&ram(2), 0, 256);
+    let interrupt = Arc::new(FakeInterrupt::default());
+    let mut handler = device
+        .activate(activation(&[&driver], 0, interrupt))
+        .unwrap();
+    let mut config = [0; 16];
+    device.read_config(0, &mut config);
+    let segment = u32::from_le_bytes(config[8..12].try_into().unwrap());
+    for (length, expected) in [(segment, OK), (segment + 512, IO_ERROR)] {
+        let part = Buffer {
+            length,
+            ..driver.readable(&[1; 512])
+        };
+        let (head, status) = (driver.readable(&header(WRITE_OUT, 0)), driver.writable(1));
+        driver.add(&[vec![head], vec![part; 254], vec![status]].concat());
+        handler.serve(Event::Queue(0));
+        assert_eq!(driver.bytes(status), [expected]);
+    }
+}
+
+#[test]
 fn flush_succeeds_and_an_unknown_request_is_unsupported() {
     let mut disk = Fixture::new(false);
     assert_eq!(disk.request(FLUSH, 0, &[]), (OK, 1));

@@ -189,15 +189,7 @@ impl Handler for FsHandler {
         let Some(queue) = self.queues.get_mut(usize::from(index)) else {
             return Served::Done;
         };
-        match queue.drain(|chain| self.session.serve(&self.memory, chain)) {
-            Ok(()) => Served::Done,
-            Err(error) => {
-                if queue.may_warn() {
-                    tracing::warn!(%error, "the guest broke a virtio-fs queue");
-                }
-                Served::Broken
-            }
-        }
+        queue.serve("fs", |chain| self.session.serve(&self.memory, chain))
     }
 }
 

@@ -20,6 +20,9 @@ use crate::queue::Chain;
 /// headers. A chain may describe all of RAM many times over; nothing may be sized by that.
 const MESSAGE_MAX: usize = (1 << 20) + 4096;
 
+/// Ranges in one FUSE_REMOVEMAPPING: Linux' FUSE_REMOVEMAPPING_MAX_ENTRY with pages of 64 KiB. Each is a call of mmap.
+const UNMAPS_MAX: u32 = 4096;
+
 /// FUSE_SETUPMAPPING_FLAG_WRITE.
 const MAPPING_WRITABLE: u64 = 1;
 
@@ -61,7 +64,14 @@ impl Session {
             return answer(writer, unique, Err(error(libc::EINVAL)));
         }
         match Served::of(header.opcode) {
-            Served::Library => self.by_library(whole, writer, unique),
+            Served::Library => {
+                if header.opcode == Opcode::Init as u32
+                    && let Some(dax) = &self.dax
+                {
+                    dax.clear();
+                }
+                self.by_library(whole, writer, unique)
+            }
             Served::Silent => {
                 // These have no answer, not even to nonsense.
                 let _ = self.handle(whole, writer);
@@ -138,6 +148,9 @@ impl Session {
     fn remove_mapping(&self, mut body: Reader) -> io::Result<Vec<u8>> {
         let dax = self.dax.as_ref().ok_or_else(|| error(libc::ENOSYS))?;
         let count: u32 = body.read_obj()?;
+        if count > UNMAPS_MAX {
+            return Err(error(libc::EINVAL));
+        }
         for _ in 0..count {
             dax.unmap(body.read_obj()?, body.read_obj()?)?;
         }

@@ -6,14 +6,14 @@
 use super::buffers::{Buffers, Half};
 use super::mux::Mux;
 use crate::device::{ActivateError, Activation, Event, GuestRam, Handler, Served, Source};
-use crate::queue::{RingError, Virtqueue};
+use crate::queue::{Budget, RingError, Virtqueue};
 
 const TX: u16 = 1;
 /// The token of the one source: the mux's epoll.
 const HOST: u64 = 0;
 /// How many chains of a ring are served before the worker gets a chance to look at its own orders. A guest
 /// that refills faster than we drain would hold it for ever otherwise.
-const TURN: usize = 1024;
+const TURN: u32 = 1024;
 
 /// Serves the rings.
 pub struct VsockHandler {
@@ -91,11 +91,10 @@ impl VsockHandler {
     /// (virtio 1.2 §5.10.6.1.2).
     fn drain_tx(&mut self) -> Result<(), RingError> {
         self.tx_pending = true;
-        let mut left = TURN;
+        let mut budget = Budget::new(TURN);
         loop {
             self.tx.disable_kicks()?;
-            let mut served = false;
-            while left > 0 && !self.mux.owes_too_many_replies() {
+            while !self.mux.owes_too_many_replies() && budget.take() {
                 let Some(chain) = self.tx.pop()? else {
                     break;
                 };
@@ -104,16 +103,12 @@ impl VsockHandler {
                     self.mux.receive(&self.memory, &self.buffers);
                 }
                 self.tx.complete(head, 0)?;
-                served = true;
-                left -= 1;
             }
-            if served {
-                self.tx.notify()?;
-            }
+            self.tx.notify()?;
             if self.mux.owes_too_many_replies() {
                 return Ok(());
             }
-            if left == 0 {
+            if budget.is_spent() {
                 self.mux.call_again();
                 return Ok(());
             }
@@ -127,14 +122,11 @@ impl VsockHandler {
     /// Sends while there is something to send and a buffer for it. Kicks of rx are wanted only where a packet
     /// waits for a buffer.
     fn fill_rx(&mut self) -> Result<(), RingError> {
-        let mut left = TURN;
+        let mut budget = Budget::new(TURN);
         loop {
             self.rx.disable_kicks()?;
-            let before = left;
-            let filled = self.fill_rx_now(&mut left)?;
-            if left != before {
-                self.rx.notify()?;
-            }
+            let filled = self.fill_rx_now(&mut budget)?;
+            self.rx.notify()?;
             match filled {
                 Filled::All => return Ok(()),
                 Filled::Turn => {
@@ -150,9 +142,9 @@ impl VsockHandler {
         }
     }
 
-    fn fill_rx_now(&mut self, left: &mut usize) -> Result<Filled, RingError> {
+    fn fill_rx_now(&mut self, budget: &mut Budget) -> Result<Filled, RingError> {
         while self.mux.has_packet() {
-            if *left == 0 {
+            if !budget.take() {
                 return Ok(Filled::Turn);
             }
             let Some(chain) = self.rx.pop()? else {
@@ -161,14 +153,10 @@ impl VsockHandler {
             let head = chain.head_index();
             if !self.buffers.load(&self.memory, chain, Half::Writable) {
                 self.rx.complete(head, 0)?;
-                *left -= 1;
                 continue;
             }
             match self.mux.fill(&self.memory, &self.buffers) {
-                Some(len) => {
-                    self.rx.complete(head, len)?;
-                    *left -= 1;
-                }
+                Some(len) => self.rx.complete(head, len)?,
                 None => self.rx.undo_pop(),
             }
         }

@@ -69,6 +69,19 @@ fn more_ranges_than_are_sent_are_refused() {
     let mut guest = Guest::new();
     let answer = guest.ask(49, ROOT, &words(&[u32::MAX]), 0);
     assert_eq!(answer.errno, libc::EINVAL);
+    guest.calls();
+    let ranges: Vec<u8> = [0, GRANULE].iter().flat_map(|f| f.to_le_bytes()).collect();
+    let body = [words(&[5000]), ranges.repeat(5000)].concat();
+    assert_eq!(guest.ask(49, ROOT, &body, 0).errno, libc::EINVAL);
+    assert_eq!(guest.calls(), []);
+}
+
+#[test]
+fn a_new_session_unmaps_all() {
+    let mut guest = Guest::new();
+    guest.calls();
+    assert_eq!(guest.init().errno, 0);
+    assert_eq!(guest.calls(), [("unmap", 0, 8 << 20)]);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::io::Write;
 
 use super::*;
+use crate::testing::{INDIRECT, NEXT};
 use crate::vsock::mux::{MAX_CONNECTIONS, MAX_REPLIES};
 
 #[test]
@@ -225,6 +226,31 @@ fn packets_left_in_tx_while_kicks_are_off_are_taken_without_another_kick() {
     rig.host_event();
     let answers = std::iter::from_fn(|| rig.rx.used()).count();
     assert_eq!(answers, count as usize);
+}
+
+#[test]
+fn chains_that_take_long_to_walk_end_the_turn() {
+    let mut rig = Rig::with_rings(64);
+    // Zero bytes a piece, so no limit of pieces or bytes is met.
+    let mut piece = [0; 16];
+    piece[12] = NEXT as u8;
+    let pieces: Vec<u8> = (1..60_000u16)
+        .flat_map(|next| {
+            piece[14..].copy_from_slice(&next.to_le_bytes());
+            piece
+        })
+        .collect();
+    let table = Buffer {
+        flags: INDIRECT,
+        ..rig.tx.readable(&pieces)
+    };
+    for _ in 0..64 {
+        rig.tx.add(&[table]);
+    }
+    rig.kick(1);
+    let served = std::iter::from_fn(|| rig.tx.used()).count();
+    assert!(served < 64, "the turn ends in the middle");
+    assert!(rig.wait(0), "and goes on by itself");
 }
 
 #[test]
