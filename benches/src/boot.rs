@@ -63,7 +63,10 @@ fn ours(bench: &Bench) -> anyhow::Result<Duration> {
     let file = bench.work.join("vm.json");
     fs::write(&file, serde_json::to_string(&config)?)?;
     let agent_socket = bench.work.join(format!("vsock_{AGENT_PORT}"));
-    let _ = fs::remove_file(&agent_socket);
+    // The round before was killed, so its sockets are still there.
+    for left in [&socket, &agent_socket] {
+        let _ = fs::remove_file(left);
+    }
     let listener = UnixListener::bind(&agent_socket)?;
     setsockopt(&listener, ReceiveTimeout, &PATIENCE)?;
     let start = now()?;
