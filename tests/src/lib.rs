@@ -8,6 +8,7 @@ pub mod hostd;
 pub mod oci_layout;
 pub mod product;
 pub mod shell;
+pub mod streams;
 pub mod suite;
 pub mod test_host;
 pub mod workspace;

@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
+use crate::arch::Arch;
 use crate::workspace::make_dir;
 
 /// Changes when the layout does, so that cached ones are made anew.
@@ -16,7 +17,7 @@ pub const VERSION: &str = "layout 1";
 /// Makes `dir` a layout whose only layer is the tar file `layer`, which is moved there.
 ///
 /// The layer isn't compressed: unpacking it is part of many tests, and gzip is slow under emulation.
-pub fn write(dir: &Path, tag: &str, layer: &Path) -> Result<()> {
+pub fn write(dir: &Path, arch: Arch, tag: &str, layer: &Path) -> Result<()> {
     let blobs = dir.join("blobs/sha256");
     make_dir(&blobs)?;
     let mut hash = Sha256::new();
@@ -25,7 +26,7 @@ pub fn write(dir: &Path, tag: &str, layer: &Path) -> Result<()> {
     fs::rename(layer, blobs.join(&layer_digest)).context("move the layer")?;
 
     let config = json!({
-        "architecture": architecture(),
+        "architecture": arch.debian(),
         "os": "linux",
         "config": {
             "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
@@ -67,15 +68,6 @@ fn blob(blobs: &Path, media_type: &str, document: &Value) -> Result<Value> {
     )
 }
 
-/// GOARCH's name for this machine.
-fn architecture() -> &'static str {
-    match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    }
-}
-
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -91,7 +83,7 @@ mod tests {
         let layer = dir.path().join("layer.tar");
         fs::write(&layer, b"the layer").unwrap();
         let layout = dir.path().join("oci");
-        write(&layout, "tag", &layer).unwrap();
+        write(&layout, Arch::Aarch64, "tag", &layer).unwrap();
         let read = |digest: &Value| {
             let name = digest.as_str().unwrap().strip_prefix("sha256:").unwrap();
             let bytes = fs::read(layout.join("blobs/sha256").join(name)).unwrap();

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 
 use crate::arch::Arch;
 use crate::shell::{need, output, run};
@@ -75,7 +75,7 @@ pub fn kernel(workspace: &Workspace, arch: Arch) -> Result<PathBuf> {
 }
 
 /// `cargo VERB` for static binaries; they run in any host and guest.
-pub fn static_cargo(workspace: &Workspace, arch: Arch, verb: &str) -> Command {
+pub fn static_cargo(workspace: &Workspace, arch: Arch, verb: &str) -> Result<Command> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo
         .current_dir(&workspace.root)
@@ -83,7 +83,10 @@ pub fn static_cargo(workspace: &Workspace, arch: Arch, verb: &str) -> Command {
         .env("RUSTFLAGS", "-C target-feature=+crt-static")
         .env("LIBSECCOMP_LINK_TYPE", "static")
         .env("LIBSECCOMP_LIB_PATH", format!("/usr/lib/{}", arch.gnu()));
-    cargo
+    if !arch.is_native() {
+        bail!("there is no compiler for {arch} here");
+    }
+    Ok(cargo)
 }
 
 /// Builds the programs of `packages`, static, and returns the folder they are in.
@@ -93,7 +96,7 @@ pub fn binaries(
     packages: &[&str],
     profile: &str,
 ) -> Result<PathBuf> {
-    let mut cargo = static_cargo(workspace, arch, "build");
+    let mut cargo = static_cargo(workspace, arch, "build")?;
     for package in packages {
         cargo.args(["--package", package]);
     }

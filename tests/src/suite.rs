@@ -1,7 +1,9 @@
-//! `cargo dev test`: the unit tests here, then the system tests where guests run.
+//! `cargo dev test`: the unit tests here, then the system tests where guests run, for one architecture or for both.
 
-use std::path::PathBuf;
-use std::process::Stdio;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 
 use anyhow::{Context as _, Result, bail};
 
@@ -9,6 +11,7 @@ use crate::arch::Arch;
 use crate::debian;
 use crate::product::{self, Profile, static_cargo};
 use crate::shell::run;
+use crate::streams::Streams;
 use crate::test_host;
 use crate::workspace::{Workspace, say};
 
@@ -27,50 +30,154 @@ pub enum Tier {
     Fuzz,
 }
 
-/// Runs them; the test runner's closing line is the last. Returns its exit code.
-pub fn run_tests(workspace: &Workspace, tier: Tier, filter: &[String]) -> Result<i32> {
-    if tier == Tier::Fuzz {
-        say("fuzz targets, a minute each");
-        let mut fuzz = std::process::Command::new(workspace.root.join("tests/fuzz/run"));
-        run(fuzz.arg("60").args(filter))?;
-        return Ok(0);
-    }
-    if matches!(tier, Tier::Unit | Tier::All) {
-        say("unit tests");
-        let mut cargo =
-            std::process::Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        cargo
-            .current_dir(&workspace.root)
-            .args(["test", "--quiet", "--workspace"]);
-        if !filter.is_empty() {
-            cargo.arg("--").args(filter);
+/// Runs them for each of `archs`; the test runner's closing line is the last. Returns its exit code.
+pub fn run_tests(
+    workspace: &Workspace,
+    archs: &[Arch],
+    tier: Tier,
+    filter: &[String],
+) -> Result<i32> {
+    match tier {
+        Tier::Fuzz => {
+            say("fuzz targets, a minute each");
+            let mut fuzz = Command::new(workspace.root.join("tests/fuzz/run"));
+            run(fuzz.arg("60").args(filter))?;
+            return Ok(0);
         }
-        run(&mut cargo)?;
+        Tier::Unit => {
+            for arch in archs {
+                unit_tests(workspace, *arch, filter)?;
+            }
+            return Ok(0);
+        }
+        Tier::System | Tier::All | Tier::Long => {}
     }
-    if tier == Tier::Unit {
-        return Ok(0);
-    }
-    let images = debian::container_images(workspace)?;
-    product::build(workspace, Arch::native(), Profile::Release)?;
-    let tests = system_tests(workspace)?;
-    let host = test_host::choose(workspace)?;
-    say("system tests");
-    let mut argv = vec![tests.display().to_string(), "--test-threads=1".into()];
+    let programs = thread::scope(|scope| {
+        // What takes long and needs no compiler of Rust's goes on beside what does.
+        let trees = scope.spawn(|| trees(workspace, archs));
+        let kernels = scope.spawn(|| kernels(workspace, archs));
+        if tier == Tier::All {
+            for arch in archs {
+                unit_tests(workspace, *arch, filter)?;
+            }
+        }
+        kernels.join().map_err(panicked)??;
+        let programs = side_by_side(archs, |arch| {
+            product::build(workspace, arch, Profile::Release)?;
+            system_tests(workspace, arch)
+        })?;
+        trees.join().map_err(panicked)??;
+        anyhow::Ok(programs)
+    })?;
+    let mut options = vec!["--test-threads=1".to_owned()];
     if tier == Tier::Long {
-        argv.push("--ignored".into());
+        options.push("--ignored".into());
     }
-    argv.extend_from_slice(filter);
-    let environment = [
-        ("VMBOX_TEST_PRODUCT", host.product().display().to_string()),
-        ("VMBOX_TEST_IMAGES", images.display().to_string()),
-    ];
-    host.run(&argv, &environment)
+    options.extend_from_slice(filter);
+    run_system_tests(workspace, archs, &programs, &options)
+}
+
+/// Those of all crates.
+fn unit_tests(workspace: &Workspace, arch: Arch, filter: &[String]) -> Result<()> {
+    say(&format!("unit tests for {arch}"));
+    let mut cargo = if arch.is_native() {
+        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        cargo.current_dir(&workspace.root).args(["test", "--quiet"]);
+        cargo
+    } else {
+        static_cargo(workspace, arch, "test")?
+    };
+    cargo.arg("--workspace");
+    if !filter.is_empty() {
+        cargo.arg("--").args(filter);
+    }
+    run(&mut cargo)
+}
+
+/// The virtual hosts' roots and the containers' images.
+fn trees(workspace: &Workspace, archs: &[Arch]) -> Result<()> {
+    for arch in archs {
+        debian::container_images(workspace, *arch)?;
+        debian::host_image(workspace, *arch)?;
+    }
+    Ok(())
+}
+
+fn kernels(workspace: &Workspace, archs: &[Arch]) -> Result<()> {
+    for arch in archs {
+        product::kernel(workspace, *arch)?;
+    }
+    Ok(())
+}
+
+/// Runs the programs of the system tests, each on a host of its architecture.
+fn run_system_tests(
+    workspace: &Workspace,
+    archs: &[Arch],
+    programs: &[PathBuf],
+    options: &[String],
+) -> Result<i32> {
+    let on_host = |arch: Arch, program: &Path, streams: &mut Streams| {
+        let images = debian::container_images(workspace, arch)?;
+        let host = test_host::choose(workspace, arch)?;
+        say(&format!("{arch} system tests"));
+        let mut argv = vec![program.display().to_string()];
+        argv.extend_from_slice(options);
+        let environment = [
+            ("VMBOX_TEST_PRODUCT", host.product().display().to_string()),
+            ("VMBOX_TEST_IMAGES", images.display().to_string()),
+        ];
+        host.run(&argv, &environment, streams)
+    };
+    if let ([arch], [program]) = (archs, programs) {
+        return on_host(*arch, program, &mut Streams::shown());
+    }
+    let outcomes = side_by_side(archs, |arch| {
+        let program = archs.iter().zip(programs).find(|(of, _)| **of == arch);
+        let (_, program) = program.context("an architecture without a program")?;
+        let closing = Arc::new(Mutex::new(String::new()));
+        let mut streams = Streams::labelled(arch.name(), &closing);
+        let code = on_host(arch, program, &mut streams)?;
+        drop(streams);
+        let closing = closing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        Ok((code, closing))
+    })?;
+    for (arch, (_, closing)) in archs.iter().zip(&outcomes) {
+        println!("\n{arch} system tests\n{closing}");
+    }
+    let codes = outcomes.iter().map(|(code, _)| *code);
+    Ok(codes.max().unwrap_or(0))
+}
+
+/// Does one thing for each architecture at the same time; the outcomes are in the order of `archs`.
+fn side_by_side<T: Send>(
+    archs: &[Arch],
+    work: impl Fn(Arch) -> Result<T> + Sync,
+) -> Result<Vec<T>> {
+    thread::scope(|scope| {
+        let work = &work;
+        let threads: Vec<_> = archs
+            .iter()
+            .map(|arch| scope.spawn(move || work(*arch)))
+            .collect();
+        threads
+            .into_iter()
+            .map(|thread| thread.join().map_err(panicked)?)
+            .collect()
+    })
+}
+
+fn panicked(_: Box<dyn std::any::Any + Send>) -> anyhow::Error {
+    anyhow::anyhow!("a thread of the developer tool panicked")
 }
 
 /// Builds the system tests, static so that they run in any host, and returns their program.
-fn system_tests(workspace: &Workspace) -> Result<PathBuf> {
-    say("building the system tests");
-    let mut cargo = static_cargo(workspace, Arch::native(), "test");
+fn system_tests(workspace: &Workspace, arch: Arch) -> Result<PathBuf> {
+    say(&format!("building the {arch} system tests"));
+    let mut cargo = static_cargo(workspace, arch, "test")?;
     cargo.args([
         "--package",
         "vmbox-tests",
@@ -85,7 +192,7 @@ fn system_tests(workspace: &Workspace) -> Result<PathBuf> {
         .output()
         .context("run cargo")?;
     if !output.status.success() {
-        bail!("the system tests don't build");
+        bail!("the {arch} system tests don't build");
     }
     for line in String::from_utf8(output.stdout)?.lines() {
         let message: serde_json::Value = serde_json::from_str(line)?;

@@ -1,12 +1,15 @@
 //! Where tests run: on this machine's KVM if an ordinary guest works there, else in the virtual host.
 
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::thread;
 
 use anyhow::{Context as _, Result, bail};
 
 use crate::arch::Arch;
-use crate::host::{Flavour, Host, Output};
+use crate::host::{Host, Model};
+use crate::streams::Streams;
 use crate::workspace::{Workspace, say};
 
 /// Copies the product to memory: programs start slowly from a share. The folder is named by content,
@@ -39,9 +42,12 @@ pub enum TestHost {
 }
 
 /// What `VMBOX_TEST_HOST` asks for, or what a probe guest says.
-pub fn choose(workspace: &Workspace) -> Result<TestHost> {
-    let product = workspace.product(Arch::native());
+pub fn choose(workspace: &Workspace, arch: Arch) -> Result<TestHost> {
+    let product = workspace.product(arch);
     let native = match std::env::var("VMBOX_TEST_HOST").as_deref() {
+        Ok("native") if !arch.is_native() => {
+            bail!("VMBOX_TEST_HOST=native: this machine runs no {arch} guests")
+        }
         Ok("native") => {
             say("tests run on this machine's KVM, as VMBOX_TEST_HOST asks");
             true
@@ -51,20 +57,24 @@ pub fn choose(workspace: &Workspace) -> Result<TestHost> {
             false
         }
         Ok(other) => bail!("VMBOX_TEST_HOST={other}: it is `emulated` or `native`"),
+        Err(_) if !arch.is_native() => {
+            say(&format!("{arch} tests run in the virtual {arch} KVM host"));
+            false
+        }
         Err(_) => probe(&product)?,
     };
     if native {
         return Ok(TestHost::Native { product });
     }
-    emulated(workspace, Flavour::Fast)
+    emulated(workspace, Model::fast(arch))
 }
 
 /// The virtual host with the product in it.
-pub fn emulated(workspace: &Workspace, flavour: Flavour) -> Result<TestHost> {
-    let host = Host::up(workspace, flavour, false)?;
-    let source = workspace.product(Arch::native()).display().to_string();
+pub fn emulated(workspace: &Workspace, model: Model) -> Result<TestHost> {
+    let host = Host::up(workspace, model, false)?;
+    let source = workspace.product(model.arch).display().to_string();
     let place = ["sh", "-c", PLACE, "place", &source].map(str::to_owned);
-    if host.run(&place, &[], Output::Shown)? != 0 {
+    if host.run(&place, &[], &mut Streams::shown())? != 0 {
         bail!("the product could not be copied into the virtual host");
     }
     Ok(TestHost::Emulated(host))
@@ -104,22 +114,43 @@ impl TestHost {
         }
     }
 
-    /// Runs a command as root there, its output shown; returns its exit code.
-    pub fn run(&self, argv: &[String], environment: &[(&str, String)]) -> Result<i32> {
+    /// Runs a command as root there, with no input; returns its exit code.
+    pub fn run(
+        &self,
+        argv: &[String],
+        environment: &[(&str, String)],
+        streams: &mut Streams,
+    ) -> Result<i32> {
         match self {
-            Self::Emulated(host) => host.run(argv, environment, Output::Shown),
-            Self::Native { .. } => {
-                let variables = environment
-                    .iter()
-                    .map(|(name, value)| format!("{name}={value}"));
-                let mut command = crate::shell::as_root("env");
-                let status = command
-                    .args(variables)
-                    .args(argv)
-                    .stdin(Stdio::null())
-                    .status()?;
-                Ok(status.code().unwrap_or(255))
-            }
+            Self::Emulated(host) => host.run(argv, environment, streams),
+            Self::Native { .. } => run_here(argv, environment, streams),
         }
+    }
+}
+
+fn run_here(argv: &[String], environment: &[(&str, String)], streams: &mut Streams) -> Result<i32> {
+    let variables = environment
+        .iter()
+        .map(|(name, value)| format!("{name}={value}"));
+    let mut command = crate::shell::as_root("env");
+    command.args(variables).args(argv).stdin(Stdio::null());
+    let mut child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let (out, err) = (child.stdout.take(), child.stderr.take());
+    thread::scope(|scope| {
+        scope.spawn(|| pass(out, &mut streams.stdout));
+        pass(err, &mut streams.stderr);
+    });
+    Ok(child.wait()?.code().unwrap_or(255))
+}
+
+/// Passes a pipe on as it comes; if nobody takes it any more, the rest is read and dropped.
+fn pass(from: Option<impl Read>, to: &mut impl Write) {
+    let mut buffer = vec![0; 64 << 10];
+    let Some(mut from) = from else { return };
+    while let Ok(length @ 1..) = from.read(&mut buffer) {
+        let _ = to.write_all(&buffer[..length]).and_then(|()| to.flush());
     }
 }

@@ -35,9 +35,22 @@ impl Workspace {
 
     /// What `cargo dev build` collects: `vmbox`, `vmbox-vmm`, the guest's kernel and `guest.cpio`.
     pub fn product(&self, arch: Arch) -> PathBuf {
+        self.build_dir("product", arch)
+    }
+
+    /// `.build/NAME` for this machine's architecture, and `.build/NAME-ARCH` for another.
+    pub fn build_dir(&self, name: &str, arch: Arch) -> PathBuf {
         match arch.is_native() {
-            true => self.root.join(".build/product"),
-            false => self.root.join(format!(".build/product-{arch}")),
+            true => self.root.join(".build").join(name),
+            false => self.root.join(format!(".build/{name}-{arch}")),
+        }
+    }
+
+    /// `NAME` in the cache for this machine's architecture, and `NAME-ARCH` for another.
+    pub fn cache_dir(&self, name: &str, arch: Arch) -> PathBuf {
+        match arch.is_native() {
+            true => self.cache.join(name),
+            false => self.cache.join(format!("{name}-{arch}")),
         }
     }
 

@@ -5,8 +5,9 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use vmbox_tests::arch::Arch;
-use vmbox_tests::host::{self, Flavour, Host, Output};
+use vmbox_tests::host::{self, Flavour, Host, Model};
 use vmbox_tests::product::{self, Profile};
+use vmbox_tests::streams::Streams;
 use vmbox_tests::suite::{self, Tier};
 use vmbox_tests::workspace::Workspace;
 use vmbox_tests::{debian, demo, test_host};
@@ -22,9 +23,16 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Verb {
     /// Run a Debian container in a microVM and let it say where it is.
-    Demo,
+    Demo {
+        /// Of what; this machine's if not given.
+        #[arg(long, value_enum, default_value_t = Arch::native())]
+        arch: Arch,
+    },
     /// Run the unit tests, and the system tests on a KVM that runs guests.
     Test {
+        /// For what; several, separated by commas, are built and run side by side.
+        #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Arch::native()])]
+        arch: Vec<Arch>,
         /// Which tests.
         #[arg(long, value_enum, default_value = "all")]
         tier: Tier,
@@ -33,16 +41,30 @@ enum Verb {
     },
     /// Build the product into .build/product.
     Build {
+        /// Of what; this machine's if not given.
+        #[arg(long, value_enum, default_value_t = Arch::native())]
+        arch: Arch,
         /// Without optimisation, with assertions.
         #[arg(long)]
         debug: bool,
     },
     /// Build the guest kernel and print where it is.
-    Kernel,
+    Kernel {
+        /// Of what; this machine's if not given.
+        #[arg(long, value_enum, default_value_t = Arch::native())]
+        arch: Arch,
+    },
     /// Make the virtual host's root and the containers' image, and print where they are.
-    Image,
+    Image {
+        /// Of what; this machine's if not given.
+        #[arg(long, value_enum, default_value_t = Arch::native())]
+        arch: Arch,
+    },
     /// Run a command in the virtual KVM host; `up` keeps one running, `down` ends it.
     Host {
+        /// Of what; this machine's if not given.
+        #[arg(long, value_enum, default_value_t = Arch::native())]
+        arch: Arch,
         /// One CPU that counts instructions: figures repeat exactly.
         #[arg(long)]
         icount: bool,
@@ -74,25 +96,25 @@ fn main() -> ExitCode {
 fn perform(verb: Verb) -> Result<i32> {
     let workspace = Workspace::find()?;
     match verb {
-        Verb::Demo => return demo::run(&workspace),
-        Verb::Test { tier, filter } => return suite::run_tests(&workspace, tier, &filter),
-        Verb::Build { debug } => {
+        Verb::Demo { arch } => return demo::run(&workspace, arch),
+        Verb::Test { arch, tier, filter } => {
+            return suite::run_tests(&workspace, &arch, tier, &filter);
+        }
+        Verb::Build { arch, debug } => {
             let profile = if debug {
                 Profile::Debug
             } else {
                 Profile::Release
             };
-            println!(
-                "{}",
-                product::build(&workspace, Arch::native(), profile)?.display()
-            );
+            println!("{}", product::build(&workspace, arch, profile)?.display());
         }
-        Verb::Kernel => println!("{}", product::kernel(&workspace, Arch::native())?.display()),
-        Verb::Image => {
-            println!("{}", debian::host_image(&workspace)?.dir.display());
-            println!("{}", debian::container_images(&workspace)?.display());
+        Verb::Kernel { arch } => println!("{}", product::kernel(&workspace, arch)?.display()),
+        Verb::Image { arch } => {
+            println!("{}", debian::host_image(&workspace, arch)?.dir.display());
+            println!("{}", debian::container_images(&workspace, arch)?.display());
         }
         Verb::Host {
+            arch,
             icount,
             shift,
             command,
@@ -102,33 +124,37 @@ fn perform(verb: Verb) -> Result<i32> {
             } else {
                 Flavour::Fast
             };
-            return in_host(&workspace, flavour, command);
+            return in_host(&workspace, Model { arch, flavour }, command);
         }
         Verb::Bench { arguments } => return bench(&workspace, &arguments),
     }
     Ok(0)
 }
 
-fn in_host(workspace: &Workspace, flavour: Flavour, command: Vec<String>) -> Result<i32> {
+fn in_host(workspace: &Workspace, model: Model, command: Vec<String>) -> Result<i32> {
     match command.as_slice() {
-        [verb] if verb == "up" => Host::up(workspace, flavour, true).map(|_| 0),
-        [verb] if verb == "down" => host::down(workspace, flavour).map(|()| 0),
-        _ => Host::up(workspace, flavour, false)?.run(&command, &[], Output::Connected),
+        [verb] if verb == "up" => Host::up(workspace, model, true).map(|_| 0),
+        [verb] if verb == "down" => host::down(workspace, model).map(|()| 0),
+        _ => Host::up(workspace, model, false)?.run(&command, &[], &mut Streams::connected()),
     }
 }
 
 /// The benchmarks are a program that runs inside the host.
 fn bench(workspace: &Workspace, arguments: &[String]) -> Result<i32> {
-    let images = debian::container_images(workspace)?;
+    let images = debian::container_images(workspace, Arch::native())?;
     product::build(workspace, Arch::native(), Profile::Release)?;
     let program = product::binaries(workspace, Arch::native(), &["vmbox-benches"], "release")?
         .join("vmbox-benches");
-    let host = test_host::emulated(workspace, Flavour::Counting { shift: 0 })?;
+    let model = Model {
+        arch: Arch::native(),
+        flavour: Flavour::Counting { shift: 0 },
+    };
+    let host = test_host::emulated(workspace, model)?;
     let mut argv = vec![program.display().to_string()];
     argv.extend_from_slice(arguments);
     let environment = [
         ("VMBOX_TEST_PRODUCT", host.product().display().to_string()),
         ("VMBOX_TEST_IMAGES", images.display().to_string()),
     ];
-    host.run(&argv, &environment)
+    host.run(&argv, &environment, &mut Streams::shown())
 }

@@ -4,36 +4,28 @@ use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpStream};
 use std::path::Path;
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
 use super::wire::{Frame, Order};
-
-/// Where a command's streams go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Output {
-    /// stdout and stderr to ours; stdin is empty.
-    Shown,
-    /// As `Shown`, and stdin comes from ours.
-    Connected,
-}
+use crate::streams::Streams;
 
 /// Runs `order` in the host behind `port`, and returns its exit code.
 ///
 /// `console` is named when the host dies meanwhile: there it says why.
-pub fn run(port: u16, order: Order, output: Output, console: &Path) -> Result<i32> {
+pub fn run(port: u16, order: Order, streams: &mut Streams, console: &Path) -> Result<i32> {
     let program = order.argv.first().cloned().unwrap_or_default();
     let mut stream =
         TcpStream::connect((Ipv4Addr::LOCALHOST, port)).context("reach the virtual host")?;
     stream.set_nodelay(true)?;
     Frame::Start(order).write(&mut stream)?;
-    match output {
-        Output::Shown => Frame::StdinEnd.write(&mut stream)?,
-        Output::Connected => {
-            let stream = stream.try_clone()?;
-            // Ends with this process: a read from a terminal can't be interrupted otherwise.
-            thread::spawn(move || send_stdin(stream));
-        }
+    if streams.stdin {
+        let stream = stream.try_clone()?;
+        // Ends with this process: a read from a terminal can't be interrupted otherwise.
+        thread::spawn(move || send_stdin(stream));
+    } else {
+        Frame::StdinEnd.write(&mut stream)?;
     }
     loop {
         let frame = Frame::read(&mut stream).with_context(|| {
@@ -41,13 +33,35 @@ pub fn run(port: u16, order: Order, output: Output, console: &Path) -> Result<i3
             format!("the virtual host died while it ran {program}, see {console}")
         })?;
         match frame {
-            Frame::Stdout(bytes) => show(&mut io::stdout(), &bytes)?,
-            Frame::Stderr(bytes) => show(&mut io::stderr(), &bytes)?,
+            Frame::Stdout(bytes) => show(&mut streams.stdout, &bytes)?,
+            Frame::Stderr(bytes) => show(&mut streams.stderr, &bytes)?,
             Frame::Exit(code) => return Ok(code),
             Frame::Refused(reason) => bail!("the virtual host refused: {reason}"),
             other => bail!("the virtual host sent {other:?}"),
         }
     }
+}
+
+/// How long a host may take to run `true` before it counts as wedged; a busy one takes seconds.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Whether the host behind `port` still runs commands.
+pub fn answers(port: u16, token: &str) -> bool {
+    run_true(port, token).unwrap_or(false)
+}
+
+fn run_true(port: u16, token: &str) -> Result<bool> {
+    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let order = Order {
+        token: token.to_owned(),
+        argv: vec!["true".into()],
+        environment: Vec::new(),
+        directory: "/".into(),
+    };
+    Frame::Start(order).write(&mut stream)?;
+    Frame::StdinEnd.write(&mut stream)?;
+    Ok(matches!(Frame::read(&mut stream)?, Frame::Exit(0)))
 }
 
 fn show(to: &mut impl io::Write, bytes: &[u8]) -> Result<()> {

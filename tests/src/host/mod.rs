@@ -1,12 +1,14 @@
-//! The virtual KVM host: QEMU emulating a machine with AMD's virtualization, shared by all who need it.
+//! The virtual KVM host: QEMU emulating a machine that can run guests, shared by all who need it.
 //!
 //! ```text
-//!   up ──► one QEMU per flavour, in the background ◄── run, run, run …
+//!   up ──► one QEMU per model, in the background ◄── run, run, run …
 //!   users.lock: shared by whoever runs a command; the last one out takes the host down, unless it is kept
 //! ```
 
+mod board;
 mod client;
 mod initramfs;
+mod leftover;
 mod qemu;
 pub mod wire;
 
@@ -17,8 +19,6 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use crate::arch::Arch;
@@ -26,20 +26,45 @@ use crate::debian;
 use crate::hostd::{Plan, SharePlan};
 use crate::product::binaries;
 use crate::shell::need;
+use crate::streams::Streams;
 use crate::workspace::{Workspace, lock, make_dir, open_lock, say};
-
-pub use client::Output;
 
 /// How the host counts time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Flavour {
-    /// Two CPUs, as fast as the emulator goes.
+    /// As fast as the emulator goes.
     Fast,
     /// One CPU whose time passes only as instructions are executed: figures repeat exactly.
     Counting {
         /// QEMU's `-icount shift`: an instruction takes 2^shift ns.
         shift: u8,
     },
+}
+
+/// Which machine is emulated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Model {
+    /// Of the host, its guests, and their containers.
+    pub arch: Arch,
+    /// How its time passes.
+    pub flavour: Flavour,
+}
+
+impl Model {
+    /// The one that tests run on.
+    pub fn fast(arch: Arch) -> Self {
+        let flavour = Flavour::Fast;
+        Self { arch, flavour }
+    }
+
+    fn dir(self, workspace: &Workspace) -> PathBuf {
+        match self.flavour {
+            Flavour::Fast => workspace.build_dir("host", self.arch),
+            Flavour::Counting { shift } => {
+                workspace.build_dir(&format!("host-icount-{shift}"), self.arch)
+            }
+        }
+    }
 }
 
 /// A host that runs, and this process's right to use it.
@@ -63,30 +88,33 @@ struct State {
 }
 
 impl Host {
-    /// The running host of this flavour, or a new one.
-    pub fn up(workspace: &Workspace, flavour: Flavour, keep: bool) -> Result<Self> {
-        need(&["qemu-system-x86"])?;
-        let dir = dir(workspace, flavour);
+    /// The running host of this model, or a new one. What an earlier run left behind unusable is ended first.
+    pub fn up(workspace: &Workspace, model: Model, keep: bool) -> Result<Self> {
+        need(&[board::program(model.arch).1])?;
+        let dir = model.dir(workspace);
         make_dir(&dir)?;
-        let image = debian::host_image(workspace)?;
-        let daemon = daemon(workspace)?;
+        let image = debian::host_image(workspace, model.arch)?;
+        let daemon = daemon(workspace, model.arch)?;
         let identity = identity(&image.dir, &daemon)?;
 
         let _starting = lock(&dir.join("lock"))?;
         let users = open_lock(&dir.join("users"))?;
-        let mut state = match running(&dir) {
-            Some(state) if state.identity == identity => state,
-            Some(old) => {
-                say("the virtual host is of an older build: replacing it when its users have left");
-                users.lock()?;
-                stop(&old)?;
-                let new = start(workspace, flavour, &dir, &image, &daemon, identity)?;
-                State {
-                    kept: old.kept,
-                    ..new
+        let old = running(&dir);
+        leftover::end_strays(&dir, old.as_ref().map(|state| state.pid))?;
+        let usable = match &old {
+            Some(state) => state.is_usable(&identity, &users)?,
+            None => false,
+        };
+        let mut state = match old {
+            Some(state) if usable => state,
+            old => {
+                if let Some(old) = &old {
+                    stop(old)?;
                 }
+                let kept = old.is_some_and(|state| state.kept);
+                let new = start(workspace, model, &dir, &image, &daemon, identity)?;
+                State { kept, ..new }
             }
-            None => start(workspace, flavour, &dir, &image, &daemon, identity)?,
         };
         users.lock_shared()?;
         state.kept |= keep;
@@ -94,12 +122,12 @@ impl Host {
         Ok(Self { state, dir, users })
     }
 
-    /// Runs `argv` in the host; see [`Output`] for where its output goes. Returns its exit code.
+    /// Runs `argv` in the host; its output goes to `streams`. Returns its exit code.
     pub fn run(
         &self,
         argv: &[String],
         environment: &[(&str, String)],
-        output: Output,
+        streams: &mut Streams,
     ) -> Result<i32> {
         let order = wire::Order {
             token: self.state.token.clone(),
@@ -113,9 +141,25 @@ impl Host {
         client::run(
             self.state.port,
             order,
-            output,
+            streams,
             &self.dir.join("console.log"),
         )
+    }
+}
+
+impl State {
+    /// Whether new commands can be run there. If not, nobody does any more when this returns.
+    fn is_usable(&self, identity: &str, users: &File) -> Result<bool> {
+        if !client::answers(self.port, &self.token) {
+            say("the virtual host of an earlier run does not answer: replacing it");
+            return Ok(false);
+        }
+        if self.identity != identity {
+            say("the virtual host is of an older build: replacing it when its users have left");
+            users.lock()?;
+            return Ok(false);
+        }
+        Ok(true)
     }
 }
 
@@ -132,27 +176,18 @@ impl Drop for Host {
     }
 }
 
-/// Takes the host of this flavour down, whoever uses it.
-pub fn down(workspace: &Workspace, flavour: Flavour) -> Result<()> {
-    let dir = dir(workspace, flavour);
+/// Takes the host of this model down, whoever uses it.
+pub fn down(workspace: &Workspace, model: Model) -> Result<()> {
+    let dir = model.dir(workspace);
     let _starting = lock(&dir.join("lock"))?;
-    match running(&dir) {
-        Some(state) => stop(&state),
-        None => Ok(()),
-    }
-}
-
-fn dir(workspace: &Workspace, flavour: Flavour) -> PathBuf {
-    let name = match flavour {
-        Flavour::Fast => "host".into(),
-        Flavour::Counting { shift } => format!("host-icount-{shift}"),
-    };
-    workspace.root.join(".build").join(name)
+    let state = running(&dir);
+    leftover::end_strays(&dir, state.as_ref().map(|state| state.pid))?;
+    state.map_or(Ok(()), |state| stop(&state))
 }
 
 /// Builds the program that is PID 1 and daemon of the host.
-fn daemon(workspace: &Workspace) -> Result<PathBuf> {
-    Ok(binaries(workspace, Arch::native(), &["vmbox-tests"], "dev")?.join("vmbox-hostd"))
+fn daemon(workspace: &Workspace, arch: Arch) -> Result<PathBuf> {
+    Ok(binaries(workspace, arch, &["vmbox-tests"], "dev")?.join("vmbox-hostd"))
 }
 
 fn identity(image: &Path, daemon: &Path) -> Result<String> {
@@ -193,23 +228,20 @@ fn remember(dir: &Path, state: &State) -> Result<()> {
 }
 
 fn stop(state: &State) -> Result<()> {
-    let pid = Pid::from_raw(state.pid);
-    let handle = qemu::handle(state.pid)?;
-    kill(pid, Signal::SIGTERM).context("stop the virtual host")?;
-    qemu::wait_gone(&handle)
+    leftover::end(state.pid)
 }
 
 /// Boots; the emulator sometimes trips over the kernel patching its own code, so once more if it does.
 fn start(
     workspace: &Workspace,
-    flavour: Flavour,
+    model: Model,
     dir: &Path,
     image: &debian::HostImage,
     daemon: &Path,
     identity: String,
 ) -> Result<State> {
     make_dir(&workspace.results())?;
-    make_dir(&workspace.product(Arch::native()))?;
+    make_dir(&workspace.product(model.arch))?;
     let token = token()?;
     let mut boot_modules = Vec::new();
     for module in &image.boot_modules {
@@ -233,14 +265,17 @@ fn start(
         &image.boot_modules,
     )?;
     let machine = qemu::Machine {
-        flavour,
+        model,
         dir,
         image: &image.dir,
         shares: &plan.shares,
         token: &token,
     };
     for attempt in [1, 2] {
-        say("booting the virtual KVM host (10 to 60 s)");
+        say(&format!(
+            "booting the virtual {} KVM host (10 to 60 s)",
+            model.arch
+        ));
         let began = Instant::now();
         let booting = machine.start()?;
         let mut state = State {
@@ -255,7 +290,10 @@ fn start(
         match booting.wait()? {
             qemu::Boot::Ready => {
                 let seconds = began.elapsed().as_secs_f32();
-                say(&format!("the virtual host is up after {seconds:.1} s"));
+                say(&format!(
+                    "the virtual {} host is up after {seconds:.1} s",
+                    model.arch
+                ));
                 state.identity = identity;
                 remember(dir, &state)?;
                 return Ok(state);

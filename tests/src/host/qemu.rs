@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader};
 use std::net::{Ipv4Addr, TcpListener};
-use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
-use super::Flavour;
 use super::wire::PORT;
+use super::{Model, board};
 use crate::hostd::{READY, SharePlan};
 
 /// Longer than the slowest boot seen on a busy machine in counting mode, by a factor of three.
@@ -23,7 +23,7 @@ const MEMORY_MIB: u32 = 8192;
 
 /// What is to be emulated.
 pub struct Machine<'a> {
-    pub flavour: Flavour,
+    pub model: Model,
     /// Holds `initramfs.cpio`; the console's log and socket go there.
     pub dir: &'a Path,
     /// Holds `rootfs` and `vmlinuz`.
@@ -61,9 +61,12 @@ impl Booting {
     }
 }
 
+/// How the names of all hosts begin on QEMU's command line.
+pub const MARKER: &str = "vmbox-host-";
+
 /// The name by which QEMU's command line tells one host from another, without giving the token away.
 pub fn marker(token: &str) -> String {
-    format!("vmbox-host-{}", token.get(..12).unwrap_or(token))
+    format!("{MARKER}{}", token.get(..12).unwrap_or(token))
 }
 
 impl Machine<'_> {
@@ -80,7 +83,7 @@ impl Machine<'_> {
             .stderr(log)
             .process_group(0)
             .spawn()
-            .context("start qemu-system-x86_64")?;
+            .with_context(|| format!("start {}", board::program(self.model.arch).0))?;
         let pid = i32::try_from(child.id())?;
         let dir = self.dir.to_owned();
         Ok(Booting {
@@ -92,35 +95,10 @@ impl Machine<'_> {
     }
 
     fn command(&self, port: u16) -> Command {
-        let mut qemu = Command::new("qemu-system-x86_64");
-        qemu.args([
-            "-name",
-            &marker(self.token),
-            "-M",
-            "q35",
-            "-m",
-            &MEMORY_MIB.to_string(),
-        ]);
-        let timing = match self.flavour {
-            Flavour::Fast => {
-                // One CPU: with two, TCG lets one run stale code while the other patches it, and kernels (the host's
-                // and its guests') die of invalid opcodes or triple faults. No XSAVE: TCG's SVM does not intercept
-                // xsetbv, so a guest would change its host's XCR0.
-                qemu.args(["-accel", "tcg", "-cpu", "max,+svm,-xsave", "-smp", "1"]);
-                ""
-            }
-            Flavour::Counting { shift } => {
-                // No ERMS: with it every byte of a `rep movsb` counts as an instruction.
-                qemu.args([
-                    "-accel",
-                    "tcg",
-                    "-icount",
-                    &format!("shift={shift},sleep=off"),
-                ]);
-                qemu.args(["-cpu", "EPYC-v1,+svm,-xsave", "-smp", "1"]);
-                " tsc=reliable clocksource=tsc"
-            }
-        };
+        let mut qemu = Command::new(board::program(self.model.arch).0);
+        qemu.args(["-name", &marker(self.token)]);
+        qemu.args(board::options(self.model));
+        qemu.args(["-m", &MEMORY_MIB.to_string()]);
         qemu.args([
             "-display",
             "none",
@@ -149,10 +127,7 @@ impl Machine<'_> {
         qemu.arg("-kernel")
             .arg(self.image.join("vmlinuz"))
             .args(["-initrd", "initramfs.cpio"]);
-        // The mitigations only slow the emulation down; eth0 is what the daemon expects.
-        qemu.arg("-append").arg(format!(
-            "console=ttyS0 panic=-1 quiet mitigations=off net.ifnames=0{timing}"
-        ));
+        qemu.args(["-append", &board::command_line(self.model)]);
         qemu
     }
 }
@@ -179,7 +154,7 @@ fn watch(child: &mut Child, dir: &Path) -> Result<Boot> {
     let deadline = Instant::now() + PATIENCE;
     let Some(console) = console(child, dir, deadline)? else {
         let log = fs::read_to_string(dir.join("qemu.log")).unwrap_or_default();
-        bail!("qemu-system-x86_64 ended: {}", log.trim());
+        bail!("QEMU ended: {}", log.trim());
     };
     let mut last = String::from("no output");
     let mut lines = BufReader::new(console);
@@ -230,28 +205,4 @@ fn console(child: &mut Child, dir: &Path, deadline: Instant) -> Result<Option<Un
         std::thread::sleep(Duration::from_millis(20));
     }
     bail!("QEMU does not listen on its console")
-}
-
-/// A descriptor that becomes readable when the process ends.
-pub fn handle(pid: i32) -> Result<OwnedFd> {
-    // SAFETY: pidfd_open takes two integers and touches no memory of ours.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-    let fd = i32::try_from(fd)?;
-    if fd < 0 {
-        return Err(std::io::Error::last_os_error()).context("the virtual host's process");
-    }
-    // SAFETY: the kernel has just returned this descriptor, and nobody else knows it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-/// Waits until the process of the handle has ended.
-pub fn wait_gone(handle: &OwnedFd) -> Result<()> {
-    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-    use std::os::fd::AsFd as _;
-    let mut watched = [PollFd::new(handle.as_fd(), PollFlags::POLLIN)];
-    let ended = poll(&mut watched, PollTimeout::from(30_000_u16))?;
-    if ended == 0 {
-        bail!("the virtual host did not end within 30 s");
-    }
-    Ok(())
 }
