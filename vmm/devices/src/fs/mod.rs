@@ -7,7 +7,7 @@
 //!
 //! What a guest can make a share hold is bounded, and beyond the bound it gets ENFILE:
 //!
-//! - inodes known to the guest: one for each KiB of its RAM, at about 250 bytes each. It can't keep more itself.
+//! - inodes known to the guest: one for each KiB of its RAM, at up to 300 bytes each. It can't keep more itself.
 //! - descriptors: [`FsConfig::descriptors`]. A quarter of them, at most 2048, is for inodes, of which the idle ones are
 //!   closed and reopened; of the rest an open file or directory takes two.
 //!

@@ -1,7 +1,7 @@
 //! The inodes that the guest knows, and the few of them that have a descriptor.
 //!
 //! A guest forgets an inode when it is short of memory and not before, so a `find` over a million files makes it know a
-//! million. Each costs about 250 bytes here; descriptors only the inodes used lately, and those with an open file. The
+//! million. Each costs up to 300 bytes here; descriptors only the inodes used lately, and those with an open file. The
 //! others are reopened from where they were found: by name, beneath their parent, never through a symbolic link, and only
 //! if what is there is still the same inode. If it isn't, the guest gets ESTALE, upon which its kernel looks names up
 //! again.
