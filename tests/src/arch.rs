@@ -61,6 +61,14 @@ impl Arch {
             Self::Aarch64 => "aarch64-unknown-linux-gnu",
         }
     }
+
+    /// The guest kernel's file, in the form that direct boot wants: an ELF file, or what Arm's boot protocol loads.
+    pub fn kernel(self) -> &'static str {
+        match self {
+            Self::X86_64 => "vmlinux",
+            Self::Aarch64 => "Image",
+        }
+    }
 }
 
 impl std::fmt::Display for Arch {

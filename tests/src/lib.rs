@@ -11,4 +11,5 @@ pub mod shell;
 pub mod streams;
 pub mod suite;
 pub mod test_host;
+pub mod toolchain;
 pub mod workspace;

@@ -5,10 +5,11 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 
 use crate::arch::Arch;
 use crate::shell::{need, output, run};
+use crate::toolchain::Toolchain;
 use crate::workspace::{Workspace, lock, make_dir, say};
 
 /// The workspace's packages that run on the host, and the one that runs in the guest.
@@ -45,11 +46,13 @@ impl Profile {
     }
 }
 
-/// Builds everything and returns the folder: `vmbox`, `vmbox-vmm`, `vmlinux`, `guest.cpio`.
+/// Builds everything and returns the folder: `vmbox`, `vmbox-vmm`, the guest's kernel, `guest.cpio`.
 pub fn build(workspace: &Workspace, arch: Arch, profile: Profile) -> Result<PathBuf> {
     need(&TOOLS)?;
     let kernel = kernel(workspace, arch)?;
-    say("building vmbox, vmbox-vmm and vmbox-agent");
+    say(&format!(
+        "building vmbox, vmbox-vmm and vmbox-agent for {arch}"
+    ));
     let host = binaries(workspace, arch, &HOST_PACKAGES, profile.of_host())?;
     let guest = binaries(workspace, arch, &[GUEST_PACKAGE], profile.of_guest())?;
 
@@ -59,7 +62,7 @@ pub fn build(workspace: &Workspace, arch: Arch, profile: Profile) -> Result<Path
     for name in ["vmbox", "vmbox-vmm"] {
         place(&host.join(name), &product.join(name))?;
     }
-    place(&kernel, &product.join("vmlinux"))?;
+    place(&kernel, &product.join(arch.kernel()))?;
     pack(&guest.join("vmbox-agent"), &product.join("guest.cpio"))?;
     say(&format!("{} is complete", product.display()));
     Ok(product)
@@ -68,10 +71,8 @@ pub fn build(workspace: &Workspace, arch: Arch, profile: Profile) -> Result<Path
 /// The guest kernel, from the cache if it is there.
 pub fn kernel(workspace: &Workspace, arch: Arch) -> Result<PathBuf> {
     let mut build = Command::new(workspace.root.join("guest-kernel/build"));
-    build
-        .env("VMBOX_CACHE", &workspace.cache)
-        .env("VMBOX_KERNEL_ARCH", arch.name());
-    Ok(output(&mut build)?.into())
+    build.args(["--arch", arch.name()]);
+    Ok(output(build.env("VMBOX_CACHE", &workspace.cache))?.into())
 }
 
 /// `cargo VERB` for static binaries; they run in any host and guest.
@@ -84,7 +85,9 @@ pub fn static_cargo(workspace: &Workspace, arch: Arch, verb: &str) -> Result<Com
         .env("LIBSECCOMP_LINK_TYPE", "static")
         .env("LIBSECCOMP_LIB_PATH", format!("/usr/lib/{}", arch.gnu()));
     if !arch.is_native() {
-        bail!("there is no compiler for {arch} here");
+        // A folder of its own: the two compilers would rebuild each other's build scripts and macros.
+        cargo.env("CARGO_TARGET_DIR", target_dir(workspace, arch));
+        Toolchain::cross(workspace, arch)?.configure(&mut cargo);
     }
     Ok(cargo)
 }
@@ -102,15 +105,17 @@ pub fn binaries(
     }
     run(cargo.args(["--bins", "--profile", profile]))?;
     let folder = if profile == "dev" { "debug" } else { profile };
-    Ok(target_dir(workspace).join(arch.triple()).join(folder))
+    let target = target_dir(workspace, arch);
+    Ok(target.join(arch.triple()).join(folder))
 }
 
-/// Cargo's, as the environment or the workspace's .cargo/config.toml says.
-fn target_dir(workspace: &Workspace) -> PathBuf {
-    match std::env::var_os("CARGO_TARGET_DIR") {
-        Some(dir) => workspace.root.join(dir),
-        None => workspace.root.join(".build/target"),
+/// Cargo's, as the environment or the workspace's .cargo/config.toml says; `-ARCH` is added for another architecture.
+fn target_dir(workspace: &Workspace, arch: Arch) -> PathBuf {
+    let mut dir = std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| ".build/target".into());
+    if !arch.is_native() {
+        dir.push(format!("-{arch}"));
     }
+    workspace.root.join(dir)
 }
 
 fn pack(agent: &Path, image: &Path) -> Result<()> {

@@ -13,6 +13,7 @@ use crate::product::{self, Profile, static_cargo};
 use crate::shell::run;
 use crate::streams::Streams;
 use crate::test_host;
+use crate::toolchain::Toolchain;
 use crate::workspace::{Workspace, say};
 
 /// Which tests are wanted.
@@ -77,7 +78,8 @@ pub fn run_tests(
     run_system_tests(workspace, archs, &programs, &options)
 }
 
-/// Those of all crates.
+/// Those of all crates; another architecture's run under QEMU's emulation of one process, static because there is no
+/// loader for them here.
 fn unit_tests(workspace: &Workspace, arch: Arch, filter: &[String]) -> Result<()> {
     say(&format!("unit tests for {arch}"));
     let mut cargo = if arch.is_native() {
@@ -85,7 +87,9 @@ fn unit_tests(workspace: &Workspace, arch: Arch, filter: &[String]) -> Result<()
         cargo.current_dir(&workspace.root).args(["test", "--quiet"]);
         cargo
     } else {
-        static_cargo(workspace, arch, "test")?
+        let mut cargo = static_cargo(workspace, arch, "test")?;
+        Toolchain::cross(workspace, arch)?.emulate(&mut cargo)?;
+        cargo
     };
     cargo.arg("--workspace");
     if !filter.is_empty() {

@@ -17,11 +17,11 @@ use crate::workspace::{Workspace, say};
 const PLACE: &str = r#"
 set -eu
 from=$1
-key=$(cat "$from"/vmbox "$from"/vmbox-vmm "$from"/vmlinux "$from"/guest.cpio | sha256sum | cut -c1-16)
+key=$(cat "$from"/* | sha256sum | cut -c1-16)
 to=/usr/lib/vmbox-$key
 if [ ! -d "$to" ]; then
     new=$(mktemp -d /usr/lib/vmbox-new.XXXXXX)
-    cp "$from"/vmbox "$from"/vmbox-vmm "$from"/vmlinux "$from"/guest.cpio "$new"/
+    cp "$from"/* "$new"/
     chmod 755 "$new"
     mv -T "$new" "$to" 2>/dev/null || rm -rf "$new"
 fi

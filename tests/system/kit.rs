@@ -18,7 +18,7 @@ fn setting(name: &str) -> PathBuf {
         .into()
 }
 
-/// Where `vmbox`, `vmbox-vmm`, `vmlinux` and `guest.cpio` are.
+/// Where `vmbox`, `vmbox-vmm`, the guest's kernel and `guest.cpio` are.
 pub fn product() -> PathBuf {
     setting("VMBOX_TEST_PRODUCT")
 }

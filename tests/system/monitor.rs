@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use vmbox_config::{Control, ExitReason, Reply, VmConfig};
+use vmbox_tests::arch::Arch;
 
 use crate::kit::{Corner, PATIENCE, eventually, product};
 
@@ -15,7 +16,7 @@ fn config(corner: &Corner, vcpus: u8, memory_mib: u32) -> VmConfig {
     VmConfig {
         vcpus,
         memory_mib,
-        kernel: product().join("vmlinux"),
+        kernel: product().join(Arch::native().kernel()),
         initrd: Some(product().join("guest.cpio")),
         cmdline: String::new(),
         shares: Vec::new(),

@@ -42,13 +42,13 @@ pub enum AssetError {
     },
     /// None of the usual places has it.
     #[error(
-        "{what} not found: looked for {name} beside {beside} and in {PACKAGE_DIR}; {variable} can name it"
+        "{what} not found: looked for {names} beside {beside} and in {PACKAGE_DIR}; {variable} can name it"
     )]
     NotFound {
         /// What it is for.
         what: &'static str,
-        /// Its file name.
-        name: &'static str,
+        /// Its file name, or what it may be called.
+        names: String,
         /// The directory of this program.
         beside: PathBuf,
         /// The environment variable that would override.
@@ -58,23 +58,24 @@ pub enum AssetError {
 
 struct Wanted {
     what: &'static str,
-    name: &'static str,
+    names: &'static [&'static str],
     variable: &'static str,
 }
 
 const VMM: Wanted = Wanted {
     what: "the monitor",
-    name: "vmbox-vmm",
+    names: &["vmbox-vmm"],
     variable: "VMBOX_VMM",
 };
 const KERNEL: Wanted = Wanted {
     what: "the guest kernel",
-    name: "vmlinux",
+    // What Linux itself calls it on x86_64, and on aarch64. One that is of the other's form is refused by the monitor.
+    names: &["vmlinux", "Image"],
     variable: "VMBOX_KERNEL",
 };
 const IMAGE: Wanted = Wanted {
     what: "the guest image",
-    name: "guest.cpio",
+    names: &["guest.cpio"],
     variable: "VMBOX_IMAGE",
 };
 
@@ -120,11 +121,11 @@ fn choose(wanted: &Wanted, named: Option<PathBuf>, beside: &Path) -> Result<Path
     }
     [beside, Path::new(PACKAGE_DIR)]
         .iter()
-        .map(|dir| dir.join(wanted.name))
+        .flat_map(|dir| wanted.names.iter().map(|name| dir.join(name)))
         .find(|path| path.is_file())
         .ok_or_else(|| AssetError::NotFound {
             what: wanted.what,
-            name: wanted.name,
+            names: wanted.names.join(" or "),
             beside: beside.to_owned(),
             variable: wanted.variable,
         })
@@ -146,11 +147,11 @@ mod tests {
     #[test]
     fn the_file_beside_the_program_is_found() {
         let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("vmlinux"), "").unwrap();
-        assert_eq!(
-            choose(&KERNEL, None, dir.path()).unwrap(),
-            dir.path().join("vmlinux")
-        );
+        for name in ["Image", "vmlinux"] {
+            let path = dir.path().join(name);
+            std::fs::write(&path, "").unwrap();
+            assert_eq!(choose(&KERNEL, None, dir.path()).unwrap(), path);
+        }
     }
 
     #[test]

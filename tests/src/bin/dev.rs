@@ -39,7 +39,7 @@ enum Verb {
         /// Names, or the test runner's own options after `--`.
         filter: Vec<String>,
     },
-    /// Build the product into .build/product.
+    /// Build the product into .build/product, or .build/product-ARCH for another architecture than this machine's.
     Build {
         /// Of what; this machine's if not given.
         #[arg(long, value_enum, default_value_t = Arch::native())]

@@ -51,7 +51,7 @@ fn mmdebstrap() -> Command {
 }
 
 /// Names a result by what went in.
-fn key(parts: &[&str]) -> String {
+pub(crate) fn key(parts: &[&str]) -> String {
     let mut hash = Sha256::new();
     for part in parts {
         hash.update(part);
