@@ -125,7 +125,7 @@ fn a_monitor_that_ends_while_the_image_is_unpacked_is_reported_at_once() {
     let kernel = kernel.to_str().unwrap();
     let mut command = corner.vmbox(["run", "--rm", "--kernel", kernel, &image(), "true"]);
     let mut child = command.env("VMBOX_STORE", &store).spawn().unwrap();
-    let ended = eventually(Duration::from_secs(30), || {
+    let ended = eventually(Duration::from_secs(120), || {
         child.try_wait().unwrap().is_some()
     });
     let _ = child.kill();
