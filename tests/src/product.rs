@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 
 use crate::arch::Arch;
 use crate::shell::{need, output, run};
-use crate::toolchain::Toolchain;
+use crate::toolchain::{Toolchain, linker_package};
 use crate::workspace::{Workspace, lock, make_dir, say};
 
 /// The workspace's packages that run on the host, and the one that runs in the guest.
@@ -18,6 +18,19 @@ const GUEST_PACKAGE: &str = "vmbox-agent";
 
 /// What compiling them takes beside cargo.
 const TOOLS: [&str; 4] = ["gcc", "libc6-dev", "libseccomp-dev", "pkg-config"];
+
+/// What compiling the guest kernel takes. `guest-kernel/build` installs the same, but not beside another who installs.
+const KERNEL_TOOLS: [&str; 9] = [
+    "bc",
+    "bison",
+    "flex",
+    "gcc",
+    "libelf-dev",
+    "libssl-dev",
+    "make",
+    "patch",
+    "xz-utils",
+];
 
 /// Which cargo profile the product is built with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,7 +83,14 @@ pub fn build(workspace: &Workspace, arch: Arch, profile: Profile) -> Result<Path
 
 /// The guest kernel, from the cache if it is there.
 pub fn kernel(workspace: &Workspace, arch: Arch) -> Result<PathBuf> {
-    let mut build = Command::new(workspace.root.join("guest-kernel/build"));
+    let room = workspace.root.join("guest-kernel");
+    let version = fs::read_to_string(room.join("version")).context("read guest-kernel/version")?;
+    need(&KERNEL_TOOLS)?;
+    need(&[&format!("linux-source-{}", version.trim())])?;
+    if !arch.is_native() {
+        need(&[&linker_package(arch)])?;
+    }
+    let mut build = Command::new(room.join("build"));
     build.args(["--arch", arch.name()]);
     Ok(output(build.env("VMBOX_CACHE", &workspace.cache))?.into())
 }

@@ -1,6 +1,7 @@
 //! Running other programs, and installing those that are missing.
 
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -41,8 +42,12 @@ pub fn as_root(program: &str) -> Command {
     command
 }
 
+/// apt's lock is held for as long as it works, and it does not wait for it: one thread of ours at a time.
+static APT: Mutex<()> = Mutex::new(());
+
 /// Installs those of the Debian packages that are missing.
 pub fn need(packages: &[&str]) -> Result<()> {
+    let _turn = APT.lock().unwrap_or_else(PoisonError::into_inner);
     let mut missing = Vec::new();
     for package in packages {
         if !is_installed(package)? {

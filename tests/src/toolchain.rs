@@ -297,7 +297,8 @@ fn release(version: &str) -> Option<(u32, u32)> {
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
-fn linker_package(arch: Arch) -> String {
+/// Debian's cross compiler for C, which links Rust's programs too.
+pub fn linker_package(arch: Arch) -> String {
     format!("gcc-{}", arch.gnu().replace('_', "-"))
 }
 
