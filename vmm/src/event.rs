@@ -10,7 +10,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 pub enum Wake {
     /// A vCPU has put an ending into the slot.
     Ending,
-    /// SIGTERM, SIGINT or SIGHUP.
+    /// SIGTERM, SIGINT or SIGHUP, for a monitor without a lifeline.
     Signal,
     /// The owner's end of the lifeline moved.
     Lifeline,

@@ -99,7 +99,7 @@ fn judge(ending: Ending, remains: &Remains) -> Ending {
 struct Monitor {
     machine: Machine,
     wakes: Wakes,
-    signals: SignalFd,
+    signals: Option<SignalFd>,
     lifeline: Option<OwnedFd>,
     control: Option<ControlSocket>,
     started_ns: u64,
@@ -116,7 +116,8 @@ impl Monitor {
                 Ending::new(ExitReason::HostFailure, format!("{what}: {error}"))
             }
         };
-        let signals = block_signals().map_err(|e| host("take over signals")(e.into()))?;
+        let signals =
+            take_signals(lifeline.is_some()).map_err(|e| host("take over signals")(e.into()))?;
         // Sockets and the serial log are for their owner only. A share makes this 0 again: what is made in it on behalf
         // of the guest has had the guest's umask applied already.
         umask(Mode::S_IRWXG | Mode::S_IRWXO);
@@ -129,10 +130,8 @@ impl Monitor {
         let machine = assemble(config).map_err(|error| error.ending())?;
 
         let wakes = Wakes::new().map_err(host("wait for events"))?;
-        let mut fds = vec![
-            (machine.ending().wake().as_raw_fd(), Wake::Ending),
-            (signals.as_raw_fd(), Wake::Signal),
-        ];
+        let mut fds = vec![(machine.ending().wake().as_raw_fd(), Wake::Ending)];
+        fds.extend(signals.as_ref().map(|fd| (fd.as_raw_fd(), Wake::Signal)));
         fds.extend(lifeline.as_ref().map(|fd| (fd.as_raw_fd(), Wake::Lifeline)));
         fds.extend(
             control
@@ -187,7 +186,7 @@ impl Monitor {
     }
 
     fn signal(&mut self) -> Option<Ending> {
-        let signal = self.signals.read_signal().ok()??;
+        let signal = self.signals.as_ref()?.read_signal().ok()??;
         let name = Signal::try_from(signal.ssi_signo as i32).map_or("a signal", Signal::as_str);
         Some(Ending::new(ExitReason::Ended, format!("stopped by {name}")))
     }
@@ -246,14 +245,19 @@ fn answer(machine: &Machine, request: &Control, started_ns: u64) -> Reply {
     }
 }
 
-/// Signals that ask us to stop arrive through a descriptor, in no thread's middle.
-fn block_signals() -> nix::Result<SignalFd> {
+/// Signals that ask us to stop arrive through a descriptor, in no thread's middle. With an owner at the other end of a
+/// lifeline they do not arrive at all: a terminal's ^C goes to the owner too, and what becomes of the VM is the
+/// owner's to decide.
+fn take_signals(owned: bool) -> nix::Result<Option<SignalFd>> {
     let mut set = SigSet::empty();
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
         set.add(signal);
     }
     set.thread_block()?;
-    SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
+    if owned {
+        return Ok(None);
+    }
+    SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC).map(Some)
 }
 
 #[cfg(test)]
@@ -275,6 +279,17 @@ mod tests {
         reader.read_to_string(&mut events).unwrap();
         let last = events.lines().last().unwrap();
         assert!(last.contains("lifeline_fd can't be used"), "{last}");
+    }
+
+    #[test]
+    fn a_signal_stops_a_monitor_only_if_nobody_owns_it() {
+        let signals = take_signals(false).unwrap().unwrap();
+        nix::sys::signal::raise(Signal::SIGTERM).unwrap();
+        let received = signals.read_signal().unwrap().unwrap();
+        assert_eq!(received.ssi_signo, Signal::SIGTERM as u32);
+        assert!(take_signals(true).unwrap().is_none());
+        // Would end this process if it arrived.
+        nix::sys::signal::raise(Signal::SIGINT).unwrap();
     }
 
     fn remains(panic: Option<&str>) -> Remains {

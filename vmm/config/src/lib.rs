@@ -47,6 +47,7 @@ pub struct VmConfig {
     #[serde(default)]
     pub event_fd: Option<i32>,
     /// An inherited descriptor (pipe or socket) whose end of file means that the owner is gone: the monitor stops.
+    /// A monitor that has it ignores SIGTERM, SIGINT and SIGHUP.
     #[serde(default)]
     pub lifeline_fd: Option<i32>,
 }
