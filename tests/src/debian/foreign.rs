@@ -1,16 +1,19 @@
 //! Debian trees of the other architecture, made on this one without running a program of the other.
 //!
-//! Packages are unpacked, and written into dpkg's database as dpkg would. What their scripts would have made in /etc is the
+//! Packages are unpacked, and if need be written into dpkg's database as dpkg would. What their scripts would have made in /etc is the
 //! same on all architectures, so it is taken from this architecture's tree of the same packages. Letting QEMU's user mode
 //! run the scripts was tried: twelve minutes instead of one, and the kernel must be told about it.
 
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
-use super::{SUITE, mmdebstrap};
+use super::{SUITE, cached, key, mmdebstrap};
 use crate::arch::Arch;
-use crate::shell::{as_root, run};
+use crate::shell::{as_root, output, run};
+use crate::workspace::say;
 
 /// Enters the packages that were unpacked in the tree `$1` into its dpkg database: deb(5) in, dpkg-query(1) out.
 const REGISTER: &str = r#"
@@ -47,19 +50,64 @@ cd "$1"
 find usr -type l -lname '/etc/alternatives/*' -print0 | tar --null -T - -c | tar -C "$2" -x --skip-old-files
 "#;
 
-/// Unpacks Debian's minimum and `packages` at `root`; `model` is this architecture's tree of them.
+/// Unpacks Debian's minimum and `packages` at `root`, without a database of them, which takes longer than unpacking.
+///
+/// `model` is this architecture's tree of them.
 pub fn unpack(arch: Arch, packages: &str, root: &Path, model: &Path) -> Result<()> {
+    extract(arch, packages, root, model, None)
+}
+
+/// As [`unpack`], and dpkg and apt know what is there.
+pub fn install(arch: Arch, packages: &str, root: &Path, model: &Path) -> Result<()> {
+    let script = REGISTER.replace('\'', r"'\''");
+    // A hook is a script of one command, so the text needs no quoting beyond the shell's.
+    let hook = format!("--extract-hook=sh -c '{script}' register \"$1\"");
+    extract(arch, packages, root, model, Some(hook))
+}
+
+fn extract(
+    arch: Arch,
+    packages: &str,
+    root: &Path,
+    model: &Path,
+    hook: Option<String>,
+) -> Result<()> {
     let mut command = mmdebstrap();
     command.args(["--variant=extract", "--architectures", arch.debian()]);
     command.args(["--include=?essential", "--include=?priority(required)"]);
-    command.args(["--include", packages]);
-    // It becomes a script of one command, so the text needs no quoting beyond the shell's.
-    let hook = format!(
-        "--extract-hook=sh -c '{}' register \"$1\"",
-        REGISTER.replace('\'', r"'\''")
-    );
-    run(command.args([&hook, SUITE]).arg(root))?;
+    command.args(["--include", packages]).args(hook);
+    run(command.arg(SUITE).arg(root))?;
     let mut complete = as_root("sh");
     complete.args(["-c", COMPLETE, "complete"]);
     run(complete.arg(model).arg(root))
+}
+
+/// Static archives of the other architecture's C libraries, by the names of their packages and files.
+///
+/// They are of this machine's release, as is the compiler that links them.
+pub fn archives(cache: PathBuf, arch: Arch, package: &str, files: &[&str]) -> Result<PathBuf> {
+    let release =
+        output(Command::new("sh").args(["-c", ". /etc/os-release; echo $VERSION_CODENAME"]))?;
+    let key = key(&[
+        "archives 1",
+        arch.name(),
+        &release,
+        package,
+        &files.join(" "),
+    ]);
+    cached(cache.join(key), |new| {
+        say(&format!("unpacking {package} for {arch}"));
+        let tree = new.join("tree");
+        let mut command = mmdebstrap();
+        command.args(["--variant=extract", "--architectures", arch.debian()]);
+        run(command.args(["--include", package, &release]).arg(&tree))?;
+        for file in files {
+            fs::copy(
+                tree.join("usr/lib").join(arch.gnu()).join(file),
+                new.join(file),
+            )
+            .with_context(|| format!("{package} has no {file}"))?;
+        }
+        run(as_root("rm").args(["-rf", "--one-file-system"]).arg(&tree))
+    })
 }

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result};
 
-use super::{SUITE, cached, foreign, key, mmdebstrap};
+use super::{PACKAGES, SUITE, cached, foreign, key, mmdebstrap};
 use crate::arch::Arch;
 use crate::shell::{as_root, need, output, run};
 use crate::workspace::{Workspace, say};
@@ -43,7 +43,7 @@ pub fn host_image(workspace: &Workspace, arch: Arch) -> Result<HostImage> {
         let key = key(&["host 1", SUITE, &packages(arch)]);
         cached(host.join(key), |new| {
             say("making the virtual host's root from Debian packages (2 to 5 minutes)");
-            need(&["mmdebstrap", "kmod"])?;
+            need(&PACKAGES)?;
             let mut command = mmdebstrap();
             command.args(["--variant=minbase", "--include", &packages(arch), SUITE]);
             run(command.arg(new.join("rootfs")))?;
@@ -56,7 +56,7 @@ pub fn host_image(workspace: &Workspace, arch: Arch) -> Result<HostImage> {
             say(&format!(
                 "unpacking the virtual {arch} host's root from Debian packages (1 to 2 minutes)"
             ));
-            need(&["mmdebstrap", "kmod"])?;
+            need(&PACKAGES)?;
             let root = new.join("rootfs");
             foreign::unpack(arch, &packages(arch), &root, &model.dir.join("rootfs"))?;
             add_kernel(new)
@@ -86,7 +86,7 @@ fn kernel_version(image: &Path) -> Result<String> {
 }
 
 fn boot_modules(image: &Path) -> Result<Vec<PathBuf>> {
-    need(&["kmod"])?;
+    need(&PACKAGES)?;
     let version = kernel_version(image)?;
     let mut files = Vec::new();
     for module in BOOT_MODULES {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
-use super::{SUITE, cached, foreign, key, mmdebstrap};
+use super::{PACKAGES, SUITE, cached, foreign, key, mmdebstrap};
 use crate::arch::Arch;
 use crate::oci_layout;
 use crate::product;
@@ -13,7 +13,7 @@ use crate::shell::{as_root, need, run};
 use crate::workspace::{Workspace, say};
 
 /// What it has beside Debian's minimum.
-const PACKAGES: &str = "acl,apt,attr,fio,iproute2,procps,python3,stress-ng";
+const CONTENT: &str = "acl,apt,attr,fio,iproute2,procps,python3,stress-ng";
 
 /// Programs from crates.io that go into it, with their versions.
 const CRATES: [(&str, &str); 2] = [("pjdfstest", "0.2.2"), ("fsx", "0.3.2")];
@@ -41,7 +41,7 @@ pub fn container_images(workspace: &Workspace, arch: Arch) -> Result<PathBuf> {
         "image 2",
         arch.name(),
         SUITE,
-        PACKAGES,
+        CONTENT,
         &crates,
         PJDFSTEST_CONFIG,
         oci_layout::VERSION,
@@ -51,7 +51,7 @@ pub fn container_images(workspace: &Workspace, arch: Arch) -> Result<PathBuf> {
 }
 
 fn make(workspace: &Workspace, arch: Arch, new: &Path) -> Result<()> {
-    need(&["mmdebstrap", "tar", "libacl1-dev"])?;
+    need(&PACKAGES)?;
     let tools = tools(workspace, arch)?;
     let root = new.join("rootfs");
     if arch.is_native() {
@@ -61,7 +61,7 @@ fn make(workspace: &Workspace, arch: Arch, new: &Path) -> Result<()> {
         say(&format!(
             "unpacking the containers' {arch} image from Debian packages (a minute)"
         ));
-        foreign::unpack(arch, PACKAGES, &root, &model.join("rootfs"))?;
+        foreign::install(arch, CONTENT, &root, &model.join("rootfs"))?;
     }
     let config = new.join("pjdfstest.toml");
     fs::write(&config, PJDFSTEST_CONFIG)?;
@@ -87,7 +87,7 @@ fn make(workspace: &Workspace, arch: Arch, new: &Path) -> Result<()> {
 fn install(root: &Path) -> Result<()> {
     say("making the containers' image from Debian packages (1 to 3 minutes)");
     let mut command = mmdebstrap();
-    command.args(["--variant=minbase", "--include", PACKAGES]);
+    command.args(["--variant=minbase", "--include", CONTENT]);
     command.arg(
         "--customize-hook=chroot \"$1\" useradd --no-create-home --shell /usr/sbin/nologin tests",
     );
@@ -97,9 +97,18 @@ fn install(root: &Path) -> Result<()> {
 /// pjdfstest and fsx, static.
 fn tools(workspace: &Workspace, arch: Arch) -> Result<PathBuf> {
     let root = workspace.cache_dir("tools", arch);
+    let mut flags = String::from("-C target-feature=+crt-static");
+    if !arch.is_native() {
+        // pjdfstest links libacl, which needs libattr.
+        let libraries = workspace.cache_dir("libraries", arch);
+        let files = ["libacl.a", "libattr.a"];
+        let libraries = foreign::archives(libraries, arch, "libacl1-dev", &files)?;
+        flags = format!("{flags} -L native={}", libraries.display());
+    }
     for (name, version) in CRATES {
         say(&format!("building {name} {version} for {arch}"));
         let mut cargo = product::static_cargo(workspace, arch, "install")?;
+        cargo.env("RUSTFLAGS", &flags);
         cargo.args(["--locked", "--root"]).arg(&root);
         cargo
             .arg("--target-dir")

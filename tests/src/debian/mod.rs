@@ -17,6 +17,9 @@ use crate::workspace::{lock, make_dir};
 pub use host::{HostImage, host_image};
 pub use image::container_images;
 
+/// What making them takes.
+const PACKAGES: [&str; 4] = ["kmod", "libacl1-dev", "mmdebstrap", "tar"];
+
 const SUITE: &str = "trixie";
 
 /// The folder `dir`, made by `make` if nobody has yet. A folder of its final name is complete, so only makers lock.
