@@ -49,6 +49,11 @@ pub enum Record {
         /// It stays until `vmbox rm`.
         keep: bool,
     },
+    /// A socket for a stream; a member's lies in the directory of another pod.
+    Socket {
+        /// Where.
+        path: PathBuf,
+    },
     /// This is a container in another pod.
     Member {
         /// That pod's directory.
@@ -142,7 +147,7 @@ pub fn monitor_of(dir: &PodDir) -> Option<u32> {
 pub fn watch_monitor(dir: &PodDir) -> Option<(u32, OwnedFd)> {
     read(dir).ok()?.into_iter().find_map(|record| match record {
         Record::Monitor { pid, start_ticks } => Some((pid, open_process(pid, start_ticks)?)),
-        Record::Layer { .. } | Record::Member { .. } => None,
+        Record::Layer { .. } | Record::Socket { .. } | Record::Member { .. } => None,
     })
 }
 

@@ -73,6 +73,7 @@ pub fn undo(dir: &PodDir) -> Result<(), UndoError> {
                 remove_layer(store, container)?;
             }
             Record::Layer { .. } => {}
+            Record::Socket { path } => remove_socket(path)?,
             Record::Member { pod, container } => leave(&PodDir::at(pod.clone()), container)?,
         }
     }
@@ -107,9 +108,22 @@ fn kept_later(records: &[Record], of_store: &Path, of_container: &str) -> bool {
             container,
             keep,
         } if store == of_store && container == of_container => Some(*keep),
-        Record::Layer { .. } | Record::Monitor { .. } | Record::Member { .. } => None,
+        Record::Layer { .. }
+        | Record::Monitor { .. }
+        | Record::Socket { .. }
+        | Record::Member { .. } => None,
     });
     words.next() == Some(true)
+}
+
+fn remove_socket(path: &Path) -> Result<(), UndoError> {
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(UndoError::Io {
+            path: path.to_owned(),
+            source,
+        }),
+        _ => Ok(()),
+    }
 }
 
 fn remove_layer(store: &Path, container: &str) -> Result<(), UndoError> {

@@ -7,6 +7,7 @@ use vmbox_protocol::agent::Stdio;
 use super::{ContainerId, place::PodDir};
 use crate::{
     guest::{Agent, AgentError, Exit},
+    journal::{Journal, Record},
     stdio::{self, Direction, RawMode, Stream},
     user::{
         signals::{Signals, Wish},
@@ -62,6 +63,8 @@ pub struct Launch<'a> {
     pub attachment: Attachment,
     /// A debug hook: this signal crashes the agent instead of reaching the container.
     pub crash_on: Option<u32>,
+    /// Where what its streams need is written down before it is made.
+    pub journal: &'a Journal,
     /// Called when its process runs.
     pub started: &'a dyn Fn() -> std::io::Result<()>,
     /// Where phases are noted.
@@ -153,9 +156,10 @@ async fn hand_on(
 
 fn listen(launch: &Launch<'_>) -> std::io::Result<Streams> {
     let Attachment { stdin, terminal } = launch.attachment;
+    let announce = |path: &Path| launch.journal.record(&Record::Socket { path: path.into() });
     let listen = |wanted: bool, direction| {
         wanted
-            .then(|| Stream::listen(launch.dir, direction, launch.timing))
+            .then(|| Stream::listen(launch.dir, direction, &announce, launch.timing))
             .transpose()
     };
     let stdin = listen(stdin, Direction::Stdin)?;

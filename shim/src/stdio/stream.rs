@@ -1,6 +1,13 @@
 //! One stream of a container: a port that the agent dials, then a thread that copies.
 
-use std::{fs, io, os::unix::net::UnixStream, path::PathBuf, sync::Arc, thread, time::Duration};
+use std::{
+    fs, io,
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread,
+    time::Duration,
+};
 
 use tokio::{net::UnixListener, sync::oneshot, task::JoinHandle};
 use vmbox_protocol::FIRST_STREAM_PORT;
@@ -34,12 +41,18 @@ pub struct Stream {
 const STRAGGLER: Duration = Duration::from_secs(2);
 
 impl Stream {
-    /// Listens on a port of the pod that nobody else has, and copies as soon as the agent has dialed.
+    /// Listens on a port of the pod that nobody else has, and copies as soon as the agent has dialed. `announce` is called
+    /// with the path of the socket before it is made.
     ///
     /// # Errors
-    /// As bind(2) says.
-    pub fn listen(dir: &PodDir, direction: Direction, timing: &Arc<Timing>) -> io::Result<Self> {
-        let (port, path, listener) = bind_free_port(dir)?;
+    /// As bind(2) or `announce` says.
+    pub fn listen(
+        dir: &PodDir,
+        direction: Direction,
+        announce: &dyn Fn(&Path) -> io::Result<()>,
+        timing: &Arc<Timing>,
+    ) -> io::Result<Self> {
+        let (port, path, listener) = bind_free_port(dir, announce)?;
         let timing = Arc::clone(timing);
         let socket_path = path.clone();
         let copying = tokio::spawn(async move {
@@ -83,8 +96,12 @@ impl Drop for Stream {
     }
 }
 
-/// bind(2) fails if the path exists: that is what makes a port ours, also between the processes of one pod.
-fn bind_free_port(dir: &PodDir) -> io::Result<(u32, PathBuf, UnixListener)> {
+/// bind(2) fails if the path exists: that is what makes a port ours, also between the processes of one pod. What is
+/// announced will be removed if we are killed, so a port that is taken is not announced.
+fn bind_free_port(
+    dir: &PodDir,
+    announce: &dyn Fn(&Path) -> io::Result<()>,
+) -> io::Result<(u32, PathBuf, UnixListener)> {
     loop {
         let mut random = [0; 4];
         fill_random(&mut random);
@@ -92,6 +109,10 @@ fn bind_free_port(dir: &PodDir) -> io::Result<(u32, PathBuf, UnixListener)> {
         let port =
             FIRST_STREAM_PORT + u32::from_le_bytes(random) % (0x7fff_ffff - FIRST_STREAM_PORT);
         let path = dir.vsock_port(port);
+        if fs::symlink_metadata(&path).is_ok() {
+            continue;
+        }
+        announce(&path)?;
         match UnixListener::bind(&path) {
             Ok(listener) => return Ok((port, path, listener)),
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
@@ -159,8 +180,16 @@ mod tests {
         let run = tempfile::tempdir().unwrap();
         let dir = PodDir::at(run.path().to_owned());
         let timing = Arc::new(Timing::start());
-        let one = Stream::listen(&dir, Direction::Stdout, &timing).unwrap();
-        let two = Stream::listen(&dir, Direction::Stderr, &timing).unwrap();
+        let announced = std::cell::RefCell::new(Vec::new());
+        let announce = |path: &Path| {
+            assert!(!path.exists());
+            announced.borrow_mut().push(path.to_owned());
+            Ok(())
+        };
+        let one = Stream::listen(&dir, Direction::Stdout, &announce, &timing).unwrap();
+        let two = Stream::listen(&dir, Direction::Stderr, &announce, &timing).unwrap();
+        let paths = [dir.vsock_port(one.port()), dir.vsock_port(two.port())];
+        assert_eq!(*announced.borrow(), paths);
         assert_ne!(one.port(), two.port());
         assert!(one.port() >= FIRST_STREAM_PORT);
         drop((one, two));

@@ -171,7 +171,7 @@ async fn own_pod(
     let result = match preparing.unless(pod.ended()).await {
         Ok(spec) => {
             let started = || keep(plan, journal);
-            let launch = launch(plan, dir, &spec, &started, timing);
+            let launch = launch(plan, dir, &spec, &started, journal, timing);
             in_pod(plan, &mut pod, &launch).await
         }
         Err(error) => Err(error),
@@ -213,6 +213,7 @@ fn launch<'a>(
     dir: &'a PodDir,
     spec: &'a [u8],
     started: &'a dyn Fn() -> io::Result<()>,
+    journal: &'a Journal,
     timing: &'a Arc<Timing>,
 ) -> Launch<'a> {
     Launch {
@@ -221,6 +222,7 @@ fn launch<'a>(
         spec,
         attachment: plan.attachment,
         crash_on: plan.crash_on,
+        journal,
         started,
         timing,
     }
@@ -260,7 +262,7 @@ fn join_pod(
             .map_err(|_| RunError::NoPod(pod.clone()))?;
         timing.mark("agent ready");
         let started = || keep(plan, journal);
-        let launch = launch(plan, &dir, &spec, &started, timing);
+        let launch = launch(plan, &dir, &spec, &started, journal, timing);
         let exit = container::run(&agent, &launch, &mut signals).await;
         exit.map_err(|error| match error {
             ContainerError::Wait(AgentError::Gone)
