@@ -20,6 +20,7 @@ mod keeper;
 mod log;
 mod pod;
 mod process;
+mod processes;
 mod reaper;
 mod rpc;
 mod spec;
@@ -36,6 +37,8 @@ enum Role {
     Init,
     /// One-shot child that makes a container or a process ([`executor`]).
     Executor,
+    /// One-shot child in a container's namespaces ([`executor::hook`]), with what it is to do.
+    Hook(Vec<String>),
     /// A developer's: the same services on a Unix socket of an ordinary Linux, as root.
     Serve(PathBuf),
     Usage,
@@ -44,6 +47,7 @@ enum Role {
 fn role(args: &[String], pid: u32) -> Role {
     match args {
         [name] if name == executor::ARGUMENT => Role::Executor,
+        [name, words @ ..] if name == executor::hook::ARGUMENT => Role::Hook(words.into()),
         [flag, path] if flag == "--serve" => Role::Serve(path.into()),
         // The kernel passes words of its command line that it does not know to init.
         _ if pid == 1 => Role::Init,
@@ -60,6 +64,7 @@ extern "C" fn main(_argc: libc::c_int, _argv: *const *const libc::c_char) -> lib
         .collect();
     match role(&args, std::process::id()) {
         Role::Executor => executor::child::main(),
+        Role::Hook(words) => executor::hook::main(&words),
         Role::Init => {
             log::end_the_machine_on_panic();
             let ended = boot::boot()

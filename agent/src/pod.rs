@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 
 use crate::boot::{BootError, Step};
 use crate::container::{Connection, Container, ContainerError, State, Tools};
-use crate::spec::ContainerId;
+use crate::spec::{self, ContainerId};
 
 /// Where virtio-fs tags appear.
 pub const SHARES: &str = "/run/vmbox/shares";
@@ -115,7 +115,14 @@ impl Pod {
             }
             containers.insert(id.clone(), None);
         }
-        match Container::create(id.clone(), spec, connection, self.tools.clone()).await {
+        let prepared = spec::prepare(spec, &id, connection.terminal, &|other| self.alive(other));
+        let made = match prepared {
+            Ok(prepared) => {
+                Container::create(id.clone(), prepared, connection, self.tools.clone()).await
+            }
+            Err(error) => Err(error.into()),
+        };
+        match made {
             Ok(container) => {
                 let pid = container.pid();
                 self.containers().insert(id, Some(container));
@@ -126,6 +133,12 @@ impl Pod {
                 Err(error)
             }
         }
+    }
+
+    /// The init of a container that has not stopped.
+    fn alive(&self, id: &str) -> Option<u32> {
+        let container = self.container(id).ok()?;
+        (container.state() != State::Stopped).then(|| container.pid())
     }
 
     /// A container and its state; None for the container while it is being created.

@@ -15,6 +15,7 @@ use std::path::PathBuf;
 
 use nix::errno::Errno;
 
+use crate::cgroup::LimitError;
 use crate::executor::Failure;
 use crate::spec::{ContainerId, SpecError};
 
@@ -46,7 +47,9 @@ impl State {
             Action::Start => self == Self::Created,
             Action::Exec | Action::Pause => self == Self::Running,
             Action::Resume => self == Self::Paused,
-            Action::Kill => matches!(self, Self::Created | Self::Running | Self::Paused),
+            Action::Kill | Action::Update => {
+                matches!(self, Self::Created | Self::Running | Self::Paused)
+            }
             Action::Delete => self == Self::Stopped,
             Action::DeleteByForce => self != Self::Creating,
         }
@@ -61,6 +64,7 @@ pub enum Action {
     Pause,
     Resume,
     Kill,
+    Update,
     Delete,
     DeleteByForce,
 }
@@ -73,6 +77,7 @@ impl Action {
             Self::Pause => "pause",
             Self::Resume => "resume",
             Self::Kill => "signal",
+            Self::Update => "update",
             Self::Delete | Self::DeleteByForce => "delete",
         }
     }
@@ -83,6 +88,8 @@ impl Action {
 pub enum ContainerError {
     #[error(transparent)]
     Spec(#[from] SpecError),
+    #[error(transparent)]
+    Limit(#[from] LimitError),
     #[error("root.path: {0} is not a directory in the guest")]
     NoRoot(PathBuf),
     #[error("no container {0}")]
@@ -128,15 +135,24 @@ mod tests {
     #[test]
     fn each_state_allows_what_the_picture_shows() {
         let allowed = |state: State| -> Vec<Action> {
-            [Start, Exec, Pause, Resume, Kill, Delete, DeleteByForce]
-                .into_iter()
-                .filter(|&a| state.allows(a))
-                .collect()
+            [
+                Start,
+                Exec,
+                Pause,
+                Resume,
+                Kill,
+                Update,
+                Delete,
+                DeleteByForce,
+            ]
+            .into_iter()
+            .filter(|&a| state.allows(a))
+            .collect()
         };
         assert_eq!(allowed(Creating), []);
-        assert_eq!(allowed(Created), [Start, Kill, DeleteByForce]);
-        assert_eq!(allowed(Running), [Exec, Pause, Kill, DeleteByForce]);
-        assert_eq!(allowed(Paused), [Resume, Kill, DeleteByForce]);
+        assert_eq!(allowed(Created), [Start, Kill, Update, DeleteByForce]);
+        assert_eq!(allowed(Running), [Exec, Pause, Kill, Update, DeleteByForce]);
+        assert_eq!(allowed(Paused), [Resume, Kill, Update, DeleteByForce]);
         assert_eq!(allowed(Stopped), [Delete, DeleteByForce]);
     }
 

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod bad_input;
+mod bundle;
 mod faults;
 mod kit;
 mod limits;
@@ -11,6 +12,7 @@ mod monitor;
 mod pods;
 mod share;
 mod signals;
+mod spec;
 mod streams;
 mod volumes;
 mod workload;

@@ -22,6 +22,9 @@ pub fn create(
     stdio: Vec<OwnedFd>,
 ) -> Result<(), Failure> {
     super::causes::Causes::send_on(channel.raw());
+    // libcontainer writes the state to each hook, which need not read it. What is started gets the default again.
+    // SAFETY: SIG_IGN is no code, and this process has one thread.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
     let console = if terminal {
         Some(Console::listen(bundle)?)
     } else {

@@ -16,7 +16,7 @@ use nix::errno::Errno;
 use nix::unistd::{Gid, Uid};
 
 use super::channel::{Channel, send_on};
-use super::{Failure, Report, Request, workload};
+use super::{Failure, Report, Request, scheduling, workload};
 use crate::spec::named_capabilities;
 
 /// Names in /proc/PID/ns and what setns(2) calls them.
@@ -52,7 +52,14 @@ pub fn exec(channel: &Channel, request: &Request, stdio: Vec<OwnedFd>) -> Result
     let score = process.oom_score_adj().unwrap_or(0);
     fs::write("/proc/self/oom_score_adj", score.to_string())
         .map_err(|e| Failure::of("set oom_score_adj", e))?;
+    let affinity = process.exec_cpu_affinity().clone().unwrap_or_default();
+    scheduling::set_affinity("initial", affinity.initial().as_deref())?;
     join_cgroup(Path::new(cgroup), *init_pid)?;
+    scheduling::set_affinity("final", affinity.cpu_affinity_final().as_deref())?;
+    scheduling::set_io_priority(process.io_priority().as_ref())?;
+    scheduling::set_scheduler(process.scheduler().as_ref())?;
+    let personality = spec.linux().as_ref().and_then(|l| l.personality().as_ref());
+    scheduling::set_personality(personality)?;
     for limit in process.rlimits().iter().flatten() {
         syscall
             .set_rlimit(limit)

@@ -15,6 +15,10 @@ mod channel;
 pub mod child;
 mod create;
 mod exec;
+pub mod hook;
+pub mod inside;
+mod scheduling;
+mod touches;
 mod workload;
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -138,12 +142,17 @@ impl Launch {
         self,
         mut terminal: Option<OwnedFd>,
     ) -> Result<Option<OwnedFd>, Failure> {
+        let mut cause = None;
         loop {
             match self.channel.receive() {
-                Ok(None) => return Ok(terminal),
+                // Only who fails says a cause: then it has ended without calling execve, a startContainer hook's failure say.
+                Ok(None) => {
+                    return cause.map_or(Ok(terminal), |cause| Err(Failure::other(cause)));
+                }
                 Ok(Some((Report::Failed(failure), _))) => return Err(failure),
                 Ok(Some((Report::Terminal, fd))) => terminal = fd,
-                Ok(Some((Report::Started { .. } | Report::Cause(_), _))) => {}
+                Ok(Some((Report::Cause(text), _))) => cause = cause.or(Some(text)),
+                Ok(Some((Report::Started { .. }, _))) => {}
                 Err(error) => return Err(Failure::of("executor", error)),
             }
         }

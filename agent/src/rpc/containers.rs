@@ -5,11 +5,12 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use ttrpc::r#async::TtrpcContext;
 use vmbox_protocol::agent::{
-    ContainerRequest, CreateRequest, CreateResponse, DeleteRequest, Empty, KillRequest,
-    ProcessesResponse, StateResponse, StatsResponse,
+    AwaitOomRequest, AwaitOomResponse, ContainerRequest, CreateRequest, CreateResponse,
+    DeleteRequest, Empty, KillRequest, ProcessesResponse, StateResponse, StatsResponse,
+    UpdateRequest,
 };
 
-use super::{connection, status};
+use super::{connection, figures, status};
 use crate::pod::Pod;
 
 pub struct ContainersService(pub Arc<Pod>);
@@ -72,26 +73,38 @@ impl vmbox_protocol::agent_ttrpc::Containers for ContainersService {
         Ok(Empty::new())
     }
 
+    async fn update(&self, _: &TtrpcContext, request: UpdateRequest) -> ttrpc::Result<Empty> {
+        self.0
+            .container(&request.id)
+            .map_err(status)?
+            .update(&request.resources)
+            .await
+            .map_err(status)?;
+        Ok(Empty::new())
+    }
+
+    async fn await_oom(
+        &self,
+        _: &TtrpcContext,
+        request: AwaitOomRequest,
+    ) -> ttrpc::Result<AwaitOomResponse> {
+        let container = self.0.container(&request.id).map_err(status)?;
+        let waited = container.wait_for_oom(request.seen).await;
+        let (oom_kills, stopped) = waited.map_err(status)?;
+        Ok(AwaitOomResponse {
+            oom_kills,
+            stopped,
+            ..Default::default()
+        })
+    }
+
     async fn stats(
         &self,
         _: &TtrpcContext,
         request: ContainerRequest,
     ) -> ttrpc::Result<StatsResponse> {
-        let stats = self
-            .0
-            .container(&request.id)
-            .map_err(status)?
-            .cgroup()
-            .stats();
-        Ok(StatsResponse {
-            cpu_usage_us: stats.cpu_usage_us,
-            memory_bytes: stats.memory_bytes,
-            memory_limit_bytes: stats.memory_limit_bytes,
-            memory_peak_bytes: stats.memory_peak_bytes,
-            pids: stats.pids,
-            oom_kills: stats.oom_kills,
-            ..Default::default()
-        })
+        let container = self.0.container(&request.id).map_err(status)?;
+        Ok(figures::stats(container.cgroup().stats()))
     }
 
     async fn pause(&self, _: &TtrpcContext, request: ContainerRequest) -> ttrpc::Result<Empty> {
@@ -119,14 +132,12 @@ impl vmbox_protocol::agent_ttrpc::Containers for ContainersService {
         _: &TtrpcContext,
         request: ContainerRequest,
     ) -> ttrpc::Result<ProcessesResponse> {
-        let pids = self
-            .0
-            .container(&request.id)
-            .map_err(status)?
-            .cgroup()
-            .processes();
+        let container = self.0.container(&request.id).map_err(status)?;
+        let pids = container.cgroup().processes();
+        let details = crate::processes::details(&pids);
         Ok(ProcessesResponse {
             pids,
+            processes: details.into_iter().map(figures::process).collect(),
             ..Default::default()
         })
     }

@@ -1,6 +1,7 @@
 //! The services of agent.proto: each translates a request, calls the domain, and translates the answer.
 
 mod containers;
+mod figures;
 mod pod;
 mod processes;
 
@@ -50,7 +51,9 @@ fn refusal(code: Code, message: impl ToString) -> ttrpc::Error {
 
 fn code(error: &ContainerError) -> Code {
     match error {
-        ContainerError::Spec(_) | ContainerError::NoRoot(_) => Code::INVALID_ARGUMENT,
+        ContainerError::Spec(_) | ContainerError::Limit(_) | ContainerError::NoRoot(_) => {
+            Code::INVALID_ARGUMENT
+        }
         ContainerError::Unknown(_) | ContainerError::NoProcess { .. } => Code::NOT_FOUND,
         ContainerError::Exists(_) | ContainerError::ProcessExists { .. } => Code::ALREADY_EXISTS,
         ContainerError::State { .. } | ContainerError::NoTerminal(_) => Code::FAILED_PRECONDITION,

@@ -7,15 +7,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
 
-use crate::cgroup::Cgroup;
+use crate::cgroup::{Cgroup, Program};
 use crate::executor::{self, Failure, Launch, Request};
 use crate::host::Dialer;
 use crate::process::Process;
 use crate::reaper::Reaper;
-use crate::spec::{self, ContainerId};
+use crate::spec::{self, ContainerId, Prepared};
 pub use crate::state::{Action, ContainerError, State};
 use crate::stdio::{Ports, Streams};
 use crate::traces::remove_traces;
+
+mod execs;
 
 /// A directory per container with its config.json.
 pub const BUNDLES: &str = "/run/vmbox/bundles";
@@ -43,6 +45,8 @@ pub struct Container {
     tools: Tools,
     bundle: PathBuf,
     cgroup: Cgroup,
+    /// The device rules in force.
+    devices: Mutex<Program>,
     state: Mutex<State>,
     launch: Mutex<Option<Launch>>,
     init: Arc<Process>,
@@ -72,21 +76,23 @@ impl Container {
     /// Makes a container whose init waits for [`Self::start`]. A failure leaves nothing of it.
     ///
     /// # Errors
-    /// What is wrong with the spec, or which step failed.
+    /// Which step failed, and why.
     pub async fn create(
         id: ContainerId,
-        json: &[u8],
+        mut prepared: Prepared,
         connection: Connection,
         tools: Tools,
     ) -> Result<Arc<Self>, ContainerError> {
-        let prepared = spec::prepare(json, &id, connection.terminal)?;
         let root = spec::root(&prepared.spec);
         if !root.is_dir() {
             return Err(ContainerError::NoRoot(root));
         }
+        prepared.fit_to_root(|path| executor::inside::mode(&root, path));
         let bundle = Path::new(BUNDLES).join(id.as_str());
         let cgroup = Cgroup::of(&id);
         fs::create_dir_all(&bundle).map_err(ContainerError::io("create the bundle"))?;
+        executor::hook::install(&mut prepared.spec, &prepared.touches, &bundle)
+            .map_err(ContainerError::io("write the hooks"))?;
         let made = Self::create_in(&id, &bundle, &cgroup, &prepared, connection, tools).await;
         if made.is_err() {
             remove_traces(&id, &bundle, &cgroup).await;
@@ -98,7 +104,7 @@ impl Container {
         id: &ContainerId,
         bundle: &Path,
         cgroup: &Cgroup,
-        prepared: &spec::Prepared,
+        prepared: &Prepared,
         connection: Connection,
         tools: Tools,
     ) -> Result<Arc<Self>, ContainerError> {
@@ -116,6 +122,13 @@ impl Container {
         )
         .await
         .map_err(ContainerError::io("connect the streams"))?;
+        for (name, value) in &prepared.pod_sysctls {
+            let file = Path::new("/proc/sys").join(name.replace('.', "/"));
+            fs::write(&file, value).map_err(ContainerError::io(format!("linux.sysctl.{name}")))?;
+        }
+        let linux = prepared.spec.linux().as_ref();
+        let listed = linux.and_then(|linux| linux.devices().as_deref());
+        let devices = cgroup.create(prepared.resources.as_ref(), listed.unwrap_or_default())?;
         let start = tools.reaper.start();
         let request = Request::Create {
             id: id.to_string(),
@@ -124,7 +137,9 @@ impl Container {
         };
         let made = blocking(move || executor::run(&request, &ends))
             .await
+            .map_err(|e| with_hook(e, bundle))
             .map_err(|e| with_cwd(e, &prepared.spec))?;
+        cgroup.limit_pids(prepared.resources.as_ref())?;
         let exit = start.expect(made.pid);
         if made.terminal.is_some() {
             // libcontainer leaves the terminal to root; a user who can't open it again has no working /dev/stderr.
@@ -135,12 +150,13 @@ impl Container {
             );
         }
         let init = Arc::new(Process::new(made.pid, made.terminal));
-        size_terminal(&init, connection);
+        size_terminal(&init, connection, prepared.console);
         let container = Arc::new(Self {
             id: id.clone(),
             tools: tools.clone(),
             bundle: bundle.into(),
             cgroup: cgroup.clone(),
+            devices: Mutex::new(devices),
             state: Mutex::new(State::Created),
             launch: Mutex::new(Some(made.launch)),
             init,
@@ -215,120 +231,6 @@ impl Container {
         Ok(())
     }
 
-    /// Starts another process.
-    ///
-    /// # Errors
-    /// Not running, the name is taken, or the program can't be executed.
-    pub async fn exec(
-        self: &Arc<Self>,
-        name: &str,
-        json: &[u8],
-        connection: Connection,
-    ) -> Result<u32, ContainerError> {
-        let _turn = self.turn.lock().await;
-        self.check(Action::Exec)?;
-        let process = spec::prepare_process(json, connection.terminal)?;
-        if name.is_empty() || lock(&self.execs).contains_key(name) {
-            return Err(ContainerError::ProcessExists {
-                id: self.id.clone(),
-                process: name.into(),
-            });
-        }
-        lock(&self.execs).insert(name.into(), None);
-        let made = self.exec_named(name, &process, connection).await;
-        if made.is_err() {
-            lock(&self.execs).remove(name);
-        }
-        made
-    }
-
-    async fn exec_named(
-        self: &Arc<Self>,
-        name: &str,
-        process: &libcontainer::oci_spec::runtime::Process,
-        connection: Connection,
-    ) -> Result<u32, ContainerError> {
-        let config: libcontainer::oci_spec::runtime::Spec =
-            fs::read(self.bundle.join("config.json"))
-                .and_then(|bytes| Ok(serde_json::from_slice(&bytes)?))
-                .map_err(ContainerError::io("read config.json"))?;
-        let linux = config.linux().clone().unwrap_or_default();
-        let owner = spec::owner(process, &linux);
-        let file = self.bundle.join("process.json");
-        fs::write(&file, serde_json::to_vec(process).unwrap_or_default())
-            .map_err(ContainerError::io("write process.json"))?;
-        let (streams, ends) = Streams::open(
-            &self.tools.dialer,
-            connection.ports,
-            connection.terminal,
-            owner,
-        )
-        .await
-        .map_err(ContainerError::io("connect the streams"))?;
-        let request = Request::Exec {
-            init_pid: self.init.pid,
-            bundle: self.bundle.display().to_string(),
-            process: file.display().to_string(),
-            cgroup: self.cgroup.path().display().to_string(),
-            terminal: connection.terminal,
-            owner_uid: process.user().uid(),
-        };
-        let kills_before = self.cgroup.oom_kills();
-        let start = self.tools.reaper.start();
-        let (pid, terminal) = blocking(move || {
-            let made = executor::run(&request, &ends)?;
-            // Else our own copy of the process' ends would keep its streams open.
-            drop(ends);
-            let terminal = made.launch.wait_with_terminal(made.terminal)?;
-            Ok((made.pid, terminal))
-        })
-        .await?;
-        let exit = start.expect(pid);
-        let process = Arc::new(Process::new(pid, terminal));
-        size_terminal(&process, connection);
-        lock(&self.execs).insert(name.into(), Some(process.clone()));
-        let container = self.clone();
-        let name = name.to_owned();
-        tokio::spawn(async move {
-            let on_exit = || container.cgroup.oom_kills() > kills_before;
-            process.follow(streams, exit, on_exit).await;
-            // The keeper has been told: nobody else waits.
-            if connection.ports.keeper != 0 {
-                container.forget(&name);
-            }
-        });
-        Ok(pid)
-    }
-
-    /// The init process for the empty name, else an exec's.
-    ///
-    /// # Errors
-    /// There is none of that name.
-    pub fn process(&self, name: &str) -> Result<Arc<Process>, ContainerError> {
-        if name.is_empty() {
-            return Ok(self.init.clone());
-        }
-        lock(&self.execs)
-            .get(name)
-            .cloned()
-            .flatten()
-            .ok_or_else(|| ContainerError::NoProcess {
-                id: self.id.clone(),
-                process: name.into(),
-            })
-    }
-
-    /// Forgets an exec that has ended and was waited for.
-    pub fn forget(&self, name: &str) {
-        let mut execs = lock(&self.execs);
-        if execs
-            .get(name)
-            .is_some_and(|p| p.as_ref().is_some_and(|p| p.is_finished()))
-        {
-            execs.remove(name);
-        }
-    }
-
     /// Signals init, or every process.
     ///
     /// # Errors
@@ -353,6 +255,34 @@ impl Container {
             unsafe { libc::kill(pid as libc::pid_t, number) };
         }
         Ok(())
+    }
+
+    /// Changes limits; those that are not named stay.
+    ///
+    /// # Errors
+    /// It has stopped, or the limit that can't be had; then none has changed.
+    pub async fn update(&self, json: &[u8]) -> Result<(), ContainerError> {
+        let _turn = self.turn.lock().await;
+        self.check(Action::Update)?;
+        let resources = spec::parse_resources(json)?;
+        let mut devices = lock(&self.devices);
+        if let Some(new) = self.cgroup.update(&resources, &devices)? {
+            *devices = new;
+        }
+        Ok(())
+    }
+
+    /// Waits until it has lost more than `seen` processes for want of memory, or has stopped. Answers how many, and whether.
+    ///
+    /// # Errors
+    /// Its cgroup can't be watched.
+    pub async fn wait_for_oom(&self, seen: u64) -> Result<(u64, bool), ContainerError> {
+        let oom = crate::cgroup::wait_for_oom(&self.cgroup, seen);
+        tokio::select! {
+            waited = oom => waited.map_err(ContainerError::io("memory.events"))?,
+            _ = self.init.wait() => {}
+        }
+        Ok((self.cgroup.oom_kills(), self.init.is_finished()))
     }
 
     /// Stops every process, and answers when all have stopped.
@@ -411,6 +341,23 @@ impl Container {
     }
 }
 
+/// libcontainer says that a hook failed, but not which.
+fn with_hook(error: ContainerError, bundle: &Path) -> ContainerError {
+    match (error, executor::hook::failure(bundle)) {
+        (ContainerError::Executor(mut failure), Some(which))
+            if failure.message.contains("hook") =>
+        {
+            failure.message = if which.contains(": ") {
+                which
+            } else {
+                format!("{which}: {}", failure.message)
+            };
+            failure.into()
+        }
+        (error, _) => error,
+    }
+}
+
 /// libcontainer says that it could not chdir, but not where to.
 fn with_cwd(error: ContainerError, spec: &libcontainer::oci_spec::runtime::Spec) -> ContainerError {
     match (error, spec.process()) {
@@ -438,9 +385,12 @@ pub fn signal_process(process: &Process, signal: u32) -> Result<(), ContainerErr
         .map_err(|source| ContainerError::Signal { signal, source })
 }
 
-fn size_terminal(process: &Process, connection: Connection) {
-    if connection.terminal && connection.columns > 0 && connection.rows > 0 {
-        let _ = process.resize(connection.columns, connection.rows);
+/// As the host says, or else the spec.
+fn size_terminal(process: &Process, connection: Connection, spec: Option<(u32, u32)>) {
+    let asked = (connection.columns, connection.rows);
+    let named = (asked.0 > 0 && asked.1 > 0).then_some(asked);
+    if let Some((columns, rows)) = named.or(spec).filter(|_| connection.terminal) {
+        let _ = process.resize(columns, rows);
     }
 }
 

@@ -2,9 +2,23 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
+use libcontainer::oci_spec::runtime::{LinuxDevice, LinuxResources};
+
 use crate::spec::ContainerId;
+
+mod apply;
+mod bpf;
+mod devices;
+mod limits;
+mod stats;
+
+pub use bpf::Program;
+pub use limits::LimitError;
+pub use stats::Stats;
+use stats::keyed;
 
 const ROOT: &str = "/sys/fs/cgroup";
 const CONTAINERS: &str = "containers";
@@ -66,23 +80,6 @@ fn free_memory() -> io::Result<u64> {
         })
         .map(|kib| kib * 1024)
         .ok_or_else(|| io::Error::other("no MemAvailable in /proc/meminfo"))
-}
-
-/// What a container has used.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Stats {
-    /// CPU time in microseconds.
-    pub cpu_usage_us: u64,
-    /// Bytes in use.
-    pub memory_bytes: u64,
-    /// Limit in bytes; `u64::MAX` without one.
-    pub memory_limit_bytes: u64,
-    /// Highest use in bytes.
-    pub memory_peak_bytes: u64,
-    /// Processes and threads.
-    pub pids: u64,
-    /// Processes killed for memory.
-    pub oom_kills: u64,
 }
 
 /// One container's cgroup.
@@ -156,16 +153,75 @@ impl Cgroup {
         pids
     }
 
+    /// Makes it, with its limits and its device rules in force before a process is in it; all but that of processes, as it takes
+    /// more than one to make a container ([`Self::limit_pids`]).
+    ///
+    /// # Errors
+    /// The limit that can't be had. It stays to be removed.
+    pub fn create(
+        &self,
+        resources: Option<&LinuxResources>,
+        devices: &[LinuxDevice],
+    ) -> Result<Program, LimitError> {
+        let failed = |error: io::Error| LimitError::new("*", format!("make the cgroup: {error}"));
+        fs::create_dir_all(&self.path).map_err(failed)?;
+        let none = LinuxResources::default();
+        let mut early = resources.unwrap_or(&none).clone();
+        early.set_pids(None);
+        let program = load(devices, &early)?;
+        self.set_all(&early, &program, None)?;
+        Ok(program)
+    }
+
+    /// Sets the limit of processes, when only the container's first one is left.
+    ///
+    /// # Errors
+    /// It can't be had.
+    pub fn limit_pids(&self, resources: Option<&LinuxResources>) -> Result<(), LimitError> {
+        let mut late = LinuxResources::default();
+        late.set_pids(resources.and_then(|resources| *resources.pids()));
+        let _kept = apply::apply(&self.path, &late)?;
+        Ok(())
+    }
+
+    /// Changes the limits that are named, all or none. `program` has the device rules in force; the answer is what came in its
+    /// place, if there are new rules.
+    ///
+    /// # Errors
+    /// The limit that can't be had.
+    pub fn update(
+        &self,
+        resources: &LinuxResources,
+        program: &Program,
+    ) -> Result<Option<Program>, LimitError> {
+        if resources.devices().is_none() {
+            let _kept = apply::apply(&self.path, resources)?;
+            return Ok(None);
+        }
+        let new = load(&[], resources)?;
+        self.set_all(resources, &new, Some(program))?;
+        Ok(Some(new))
+    }
+
+    fn set_all(
+        &self,
+        resources: &LinuxResources,
+        new: &Program,
+        old: Option<&Program>,
+    ) -> Result<(), LimitError> {
+        let failed = |error: io::Error| LimitError::new("devices", error.to_string());
+        let directory = fs::File::open(&self.path).map_err(failed)?;
+        let undo = apply::apply(&self.path, resources)?;
+        let attached = new.attach(directory.as_fd(), old);
+        if attached.is_err() {
+            undo.run(&self.path);
+        }
+        attached.map_err(failed)
+    }
+
     /// What it has used.
     pub fn stats(&self) -> Stats {
-        Stats {
-            cpu_usage_us: keyed(&self.path.join("cpu.stat"), "usage_usec"),
-            memory_bytes: single(&self.path.join("memory.current")),
-            memory_limit_bytes: single(&self.path.join("memory.max")),
-            memory_peak_bytes: single(&self.path.join("memory.peak")),
-            pids: single(&self.path.join("pids.current")),
-            oom_kills: self.oom_kills(),
-        }
+        Stats::read(&self.path)
     }
 
     /// Removes it and what a container made below it.
@@ -185,13 +241,32 @@ impl Cgroup {
     }
 }
 
+fn load(devices: &[LinuxDevice], resources: &LinuxResources) -> Result<Program, LimitError> {
+    let asked = resources.devices().as_deref().unwrap_or_default();
+    let rules = devices::rules(devices, asked)?;
+    Program::load(&devices::program(&rules))
+        .map_err(|error| LimitError::new("devices", error.to_string()))
+}
+
+/// Waits until more than `seen` processes were killed for memory.
+///
+/// # Errors
+/// memory.events can't be polled.
+pub async fn wait_for_oom(cgroup: &Cgroup, seen: u64) -> io::Result<()> {
+    wait_for(cgroup, "memory.events", || cgroup.oom_kills() > seen).await
+}
+
 /// Waits until `settled` holds; the kernel raises POLLPRI on cgroup.events whenever one of its values changes.
 ///
 /// # Errors
 /// The file can't be polled. A cgroup that is not there has settled.
 pub async fn wait_for_event(cgroup: &Cgroup, settled: impl Fn() -> bool) -> io::Result<()> {
+    wait_for(cgroup, "cgroup.events", settled).await
+}
+
+async fn wait_for(cgroup: &Cgroup, file: &str, settled: impl Fn() -> bool) -> io::Result<()> {
     use std::io::{Read, Seek};
-    let mut events = match fs::File::open(cgroup.path.join("cgroup.events")) {
+    let mut events = match fs::File::open(cgroup.path.join(file)) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error),
@@ -235,23 +310,6 @@ fn subtree(top: &Path) -> Vec<PathBuf> {
     found
 }
 
-fn single(file: &Path) -> u64 {
-    let text = fs::read_to_string(file).unwrap_or_default();
-    match text.trim() {
-        "max" => u64::MAX,
-        number => number.parse().unwrap_or(0),
-    }
-}
-
-fn keyed(file: &Path, key: &str) -> u64 {
-    let text = fs::read_to_string(file).unwrap_or_default();
-    text.lines()
-        .filter_map(|line| line.split_once(' '))
-        .find(|(k, _)| *k == key)
-        .and_then(|(_, value)| value.parse().ok())
-        .unwrap_or(0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -284,29 +342,5 @@ mod tests {
         )
         .unwrap();
         assert_eq!(Cgroup::at(directory.path()).processes(), [7, 20, 300]);
-    }
-
-    #[test]
-    fn stats_are_read_from_the_kernels_files() {
-        let directory = tempfile::tempdir().unwrap();
-        let put = |name: &str, text: &str| fs::write(directory.path().join(name), text).unwrap();
-        put("cpu.stat", "usage_usec 1234\nuser_usec 1000\n");
-        put("memory.current", "4096\n");
-        put("memory.max", "max\n");
-        put("memory.peak", "8192\n");
-        put("pids.current", "3\n");
-        put(
-            "memory.events",
-            "low 0\noom 2\noom_kill 1\noom_group_kill 0\n",
-        );
-        let expected = Stats {
-            cpu_usage_us: 1234,
-            memory_bytes: 4096,
-            memory_limit_bytes: u64::MAX,
-            memory_peak_bytes: 8192,
-            pids: 3,
-            oom_kills: 1,
-        };
-        assert_eq!(Cgroup::at(directory.path()).stats(), expected);
     }
 }
