@@ -17,9 +17,11 @@ pub struct Workspace {
 }
 
 impl Workspace {
-    /// The workspace that this tool was built from.
+    /// The workspace in which `cargo dev` was called: two of them may share a target directory, and with it this program.
+    /// Without cargo, the one that this tool was built from.
     pub fn find() -> Result<Self> {
-        let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let called = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
+        let manifest = called.unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
         let root = manifest.parent().context("tests/ has no parent")?;
         let cache = match std::env::var_os("VMBOX_CACHE") {
             Some(dir) => PathBuf::from(dir),
