@@ -1,4 +1,5 @@
-//! From the exec of a monitor to the first line of our agent: vmbox-vmm and QEMU microvm, same kernel, same image.
+//! From the exec of a monitor to the first line of our agent: vmbox-vmm and QEMU's smallest machine, same kernel, same
+//! image.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
@@ -20,8 +21,50 @@ const MEMORY_MIB: u32 = 128;
 /// A guest that has not reported by then never will.
 const PATIENCE: TimeVal = TimeVal::new(600, 0);
 
-/// What both kernels are told beside the devices; the monitor's own line has the same words.
-const QEMU_CMDLINE: &str = "quiet panic=-1 reboot=k tsc=reliable no_timer_check 8250.nr_uarts=0 rcupdate.rcu_expedited=1 random.trust_cpu=on";
+/// What differs between the architectures: the machine that QEMU boots quickest, and what its kernel is told beside the
+/// devices. The monitor's own line has the same words.
+struct Peer {
+    name: &'static str,
+    program: &'static str,
+    machine: &'static str,
+    cmdline: &'static str,
+}
+
+/// Without ACPI its firmware is qboot, the quickest, and the devices are named on the kernel's command line.
+const MICROVM: Peer = Peer {
+    name: "QEMU microvm",
+    program: "qemu-system-x86_64",
+    machine: "microvm,acpi=off,x-option-roms=off,pit=off,pic=off,isa-serial=off,rtc=off,auto-kernel-cmdline=on",
+    cmdline: "quiet panic=-1 reboot=k tsc=reliable no_timer_check 8250.nr_uarts=0 rcupdate.rcu_expedited=1 random.trust_cpu=on",
+};
+
+/// There is no microvm for Arm; without firmware `virt` starts the kernel itself, and our kernel sees no PCI.
+const VIRT: Peer = Peer {
+    name: "QEMU virt",
+    program: "qemu-system-aarch64",
+    machine: "virt,gic-version=3,its=off,acpi=off",
+    cmdline: "quiet panic=-1 console=ttynull 8250.nr_uarts=0 swiotlb=noforce rcupdate.rcu_expedited=1 random.trust_bootloader=on",
+};
+
+fn peer() -> &'static Peer {
+    match std::env::consts::ARCH {
+        "aarch64" => &VIRT,
+        _ => &MICROVM,
+    }
+}
+
+/// The guest's kernel in the product.
+pub fn kernel() -> &'static str {
+    match std::env::consts::ARCH {
+        "aarch64" => "Image",
+        _ => "vmlinux",
+    }
+}
+
+/// The other monitor's name.
+pub fn peer_name() -> &'static str {
+    peer().name
+}
 
 /// Both series, ours first.
 pub fn compare(bench: &Bench) -> anyhow::Result<(Series, Series)> {
@@ -30,8 +73,8 @@ pub fn compare(bench: &Bench) -> anyhow::Result<(Series, Series)> {
         Box::new(|| ours(bench)) as Box<dyn FnMut() -> _>,
     );
     let qemu = (
-        Series::new("QEMU microvm: exec → agent ready"),
-        Box::new(|| qemu(bench)) as Box<dyn FnMut() -> _>,
+        Series::new(&format!("{}: exec → agent ready", peer_name())),
+        Box::new(|| qemu(bench, peer())) as Box<dyn FnMut() -> _>,
     );
     let mut series = in_turns(vec![ours, qemu])?.into_iter();
     match (series.next(), series.next()) {
@@ -45,7 +88,7 @@ fn ours(bench: &Bench) -> anyhow::Result<Duration> {
     let config = VmConfig {
         vcpus: 1,
         memory_mib: MEMORY_MIB,
-        kernel: bench.product.join("vmlinux"),
+        kernel: bench.product.join(kernel()),
         initrd: Some(bench.product.join("guest.cpio")),
         cmdline: String::new(),
         shares: Vec::new(),
@@ -77,20 +120,38 @@ fn ours(bench: &Bench) -> anyhow::Result<Duration> {
     ready(start, listener.accept()?.0, child)
 }
 
-/// Without ACPI its firmware is qboot, the quickest, and the devices are named on the kernel's command line.
-fn qemu(bench: &Bench) -> anyhow::Result<Duration> {
+fn qemu(bench: &Bench, peer: &Peer) -> anyhow::Result<Duration> {
     let listener = VsockListener::bind_with_cid_port(VMADDR_CID_ANY, AGENT_PORT)?;
     setsockopt(&listener, ReceiveTimeout, &PATIENCE)?;
     let memory = format!("{MEMORY_MIB}M");
     let start = now()?;
-    let child = Command::new("qemu-system-x86_64")
-        .args(["-M", "microvm,acpi=off,x-option-roms=off,pit=off,pic=off,isa-serial=off,rtc=off,auto-kernel-cmdline=on"])
-        .args(["-enable-kvm", "-cpu", "host", "-smp", "1", "-m", &memory, "-nodefaults", "-no-user-config", "-nographic", "-no-reboot"])
+    let child = Command::new(peer.program)
+        .args(["-M", peer.machine])
+        .args([
+            "-enable-kvm",
+            "-cpu",
+            "host",
+            "-smp",
+            "1",
+            "-m",
+            &memory,
+            "-nodefaults",
+            "-no-user-config",
+            "-nographic",
+            "-no-reboot",
+        ])
         .arg("-kernel")
-        .arg(bench.product.join("vmlinux"))
+        .arg(bench.product.join(kernel()))
         .arg("-initrd")
         .arg(bench.product.join("guest.cpio"))
-        .args(["-append", QEMU_CMDLINE, "-device", "vhost-vsock-device,guest-cid=42", "-device", "virtio-rng-device"])
+        .args([
+            "-append",
+            peer.cmdline,
+            "-device",
+            "vhost-vsock-device,guest-cid=42",
+            "-device",
+            "virtio-rng-device",
+        ])
         .stdin(Stdio::null())
         .spawn()?;
     ready(start, listener.accept()?.0, child)

@@ -1,4 +1,4 @@
-//! Boot, start and memory, side by side with runc, crun and QEMU microvm in one run.
+//! Boot, start and memory, side by side with runc, crun and QEMU in one run.
 //!
 //! Runs inside a host whose KVM works (`cargo dev bench` puts it there, in the counting mode in which one nanosecond is
 //! one instruction). Every figure is the median of [`sample::ROUNDS`] after a warm-up, the sides taking turns.
@@ -14,7 +14,7 @@ use anyhow::Context;
 
 /// Where everything is, all of it in memory so that no file system is measured.
 pub struct Bench {
-    /// `vmbox`, `vmbox-vmm`, `vmlinux`, `guest.cpio`.
+    /// `vmbox`, `vmbox-vmm`, the guest's kernel, `guest.cpio`.
     product: PathBuf,
     /// An OCI bundle with a small root file system.
     bundle: PathBuf,
@@ -36,7 +36,7 @@ fn main() -> anyhow::Result<()> {
         bundle,
         work,
     };
-    for file in ["vmlinux", "guest.cpio", "vmbox", "vmbox-vmm"] {
+    for file in [boot::kernel(), "guest.cpio", "vmbox", "vmbox-vmm"] {
         let size = bench
             .product
             .join(file)
@@ -47,7 +47,8 @@ fn main() -> anyhow::Result<()> {
     }
     let (ours, qemu) = boot::compare(&bench)?;
     println!(
-        "{ours}\n{qemu}\nratio vmbox-vmm / QEMU microvm {:.3}",
+        "{ours}\n{qemu}\nratio vmbox-vmm / {} {:.3}",
+        boot::peer_name(),
         ours.median() / qemu.median()
     );
     let starts = start::compare(&bench)?;

@@ -141,19 +141,26 @@ fn run_system_tests(
         let (_, program) = program.context("an architecture without a program")?;
         let closing = Arc::new(Mutex::new(String::new()));
         let mut streams = Streams::labelled(arch.name(), &closing);
-        let code = on_host(arch, program, &mut streams)?;
+        let ended = on_host(arch, program, &mut streams);
         drop(streams);
-        let closing = closing
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
-        Ok((code, closing))
+        let closing = closing.lock().unwrap_or_else(PoisonError::into_inner);
+        // Not an error here, which would hide how the other architecture's tests ended.
+        Ok(outcome(ended, &closing))
     })?;
     for (arch, (_, closing)) in archs.iter().zip(&outcomes) {
-        println!("\n{arch} system tests\n{closing}");
+        println!("{arch:8}| {closing}");
     }
     let codes = outcomes.iter().map(|(code, _)| *code);
     Ok(codes.max().unwrap_or(0))
+}
+
+/// The exit code, and the line that says how it came about: the test runner's last, unless it had none.
+fn outcome(ended: Result<i32>, closing: &str) -> (i32, String) {
+    match ended {
+        Ok(code) if !closing.is_empty() => (code, closing.to_owned()),
+        Ok(code) => (code.max(1), format!("ended with {code} before its result")),
+        Err(error) => (1, format!("error: {error:#}")),
+    }
 }
 
 /// Does one thing for each architecture at the same time; the outcomes are in the order of `archs`.
@@ -207,4 +214,19 @@ fn system_tests(workspace: &Workspace, arch: Arch) -> Result<PathBuf> {
         }
     }
     bail!("cargo named no program for the system tests")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_architecture_whose_tests_did_not_end_has_failed() {
+        assert_eq!(outcome(Ok(0), "test result: ok").0, 0);
+        assert_eq!(outcome(Ok(101), "test result: FAILED").0, 101);
+        assert_ne!(outcome(Ok(0), "").0, 0);
+        let (code, line) = outcome(Err(anyhow::anyhow!("no host")), "");
+        assert_ne!(code, 0);
+        assert!(line.contains("no host"), "{line}");
+    }
 }

@@ -4,6 +4,8 @@ use std::fs;
 use std::io::Write;
 use std::path::Path;
 
+use vmbox_tests::arch::Arch;
+
 use crate::kit::{Corner, Done, image, product, rootfs};
 
 /// Tries something that must be refused with `code` and these words, and looks for what it left.
@@ -87,8 +89,44 @@ fn kernel_that_is_a_text_file() {
             "true",
         ],
         125,
-        &[kernel, "ELF"],
+        &[kernel, Arch::native().kernel()],
     );
+}
+
+/// The architecture that this host is not of.
+fn other() -> Arch {
+    let others = Arch::ALL.into_iter().find(|arch| !arch.is_native());
+    others.unwrap()
+}
+
+#[test]
+fn kernel_of_the_other_architecture() {
+    let corner = Corner::new("other-kernel");
+    let mut bytes = vec![0; 4096];
+    match other() {
+        Arch::X86_64 => {
+            bytes[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
+            bytes[18] = 62;
+        }
+        Arch::Aarch64 => bytes[56..60].copy_from_slice(b"ARM\x64"),
+    }
+    let kernel = corner.path("kernel");
+    fs::write(&kernel, bytes).unwrap();
+    let kernel = kernel.to_str().unwrap();
+    let args = ["--rm", "--kernel", kernel, &image(), "true"];
+    let words = [kernel, other().name(), Arch::native().kernel()];
+    refused(&corner, &args, 125, &words);
+}
+
+#[test]
+fn image_of_the_other_architecture() {
+    let corner = Corner::new("other-image");
+    let layer = tar(&corner, "add('file', b'x')");
+    layout_for(other(), &corner.path("oci"), &layer, None);
+    let reference = format!("oci:{}:t", corner.path("oci").display());
+    let [found, wanted] = [other(), Arch::native()].map(|arch| format!("linux/{}", arch.debian()));
+    let args = ["--rm", &reference, "true"];
+    refused(&corner, &args, 125, &[&found, &wanted]);
 }
 
 #[test]
@@ -142,6 +180,10 @@ fn image_that_is_not_there() {
 
 /// A one-layer OCI layout; `layer` is its uncompressed tar, `claimed` the digest that the manifest gives it.
 fn layout(dir: &Path, layer: &[u8], claimed: Option<&str>) {
+    layout_for(Arch::native(), dir, layer, claimed);
+}
+
+fn layout_for(arch: Arch, dir: &Path, layer: &[u8], claimed: Option<&str>) {
     let blobs = dir.join("blobs/sha256");
     fs::create_dir_all(&blobs).unwrap();
     let blob = |bytes: &[u8]| {
@@ -154,8 +196,9 @@ fn layout(dir: &Path, layer: &[u8], claimed: Option<&str>) {
         fs::rename(blobs.join(&layer_digest), blobs.join(claimed)).unwrap();
     }
     let named = claimed.unwrap_or(&layer_digest);
+    let architecture = arch.debian();
     let config = format!(
-        r#"{{"architecture":"amd64","os":"linux","rootfs":{{"type":"layers","diff_ids":["sha256:{layer_digest}"]}}}}"#
+        r#"{{"architecture":"{architecture}","os":"linux","rootfs":{{"type":"layers","diff_ids":["sha256:{layer_digest}"]}}}}"#
     );
     let config_digest = blob(config.as_bytes());
     let manifest = format!(

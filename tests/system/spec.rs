@@ -7,6 +7,20 @@ use serde_json::json;
 
 use crate::bundle::Bundle;
 
+/// What `uname -m` says under LINUX32. Some Arm processors have no 32-bit mode, and Linux refuses it there.
+const MACHINE_32: &str = if cfg!(target_arch = "aarch64") {
+    "armv8l"
+} else {
+    "i686"
+};
+
+/// What engines list on this machine: it, and its 32-bit kin.
+const SECCOMP_ARCHITECTURES: [&str; 2] = if cfg!(target_arch = "aarch64") {
+    ["SCMP_ARCH_AARCH64", "SCMP_ARCH_ARM"]
+} else {
+    ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"]
+};
+
 #[test]
 fn process_is_who_and_where_it_was_asked_to_be() {
     let mut bundle = Bundle::new("spec-process");
@@ -70,7 +84,7 @@ fn scheduling_personality_and_clocks_are_set() {
     );
     assert_eq!(
         seen[..4],
-        ["best-effort: prio 3", "SCHED_BATCH", "5", "i686"]
+        ["best-effort: prio 3", "SCHED_BATCH", "5", MACHINE_32]
     );
     assert!(seen[4].parse::<u64>().unwrap() >= 1_000_000, "{}", seen[4]);
 }
@@ -256,7 +270,7 @@ fn seccomp_answers_kills_and_lets_through() {
     bundle.spec["linux"]["seccomp"] = json!({
         "defaultAction": "SCMP_ACT_ALLOW",
         "flags": ["SECCOMP_FILTER_FLAG_LOG", "SECCOMP_FILTER_FLAG_SPEC_ALLOW"],
-        "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"],
+        "architectures": SECCOMP_ARCHITECTURES,
         "syscalls": [
             { "names": ["chmod", "fchmodat", "fchmodat2"], "action": "SCMP_ACT_ERRNO", "errnoRet": 74 },
             { "names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_KILL_PROCESS" },

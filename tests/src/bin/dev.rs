@@ -77,6 +77,9 @@ enum Verb {
     },
     /// Measure, side by side with others, in the counting virtual host.
     Bench {
+        /// Of what; this machine's if not given.
+        #[arg(long, value_enum, default_value_t = Arch::native())]
+        arch: Arch,
         /// Passed on to the benchmarks.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
@@ -126,7 +129,7 @@ fn perform(verb: Verb) -> Result<i32> {
             };
             return in_host(&workspace, Model { arch, flavour }, command);
         }
-        Verb::Bench { arguments } => return bench(&workspace, &arguments),
+        Verb::Bench { arch, arguments } => return bench(&workspace, arch, &arguments),
     }
     Ok(0)
 }
@@ -140,13 +143,13 @@ fn in_host(workspace: &Workspace, model: Model, command: Vec<String>) -> Result<
 }
 
 /// The benchmarks are a program that runs inside the host.
-fn bench(workspace: &Workspace, arguments: &[String]) -> Result<i32> {
-    let images = debian::container_images(workspace, Arch::native())?;
-    product::build(workspace, Arch::native(), Profile::Release)?;
-    let program = product::binaries(workspace, Arch::native(), &["vmbox-benches"], "release")?
-        .join("vmbox-benches");
+fn bench(workspace: &Workspace, arch: Arch, arguments: &[String]) -> Result<i32> {
+    let images = debian::container_images(workspace, arch)?;
+    product::build(workspace, arch, Profile::Release)?;
+    let program =
+        product::binaries(workspace, arch, &["vmbox-benches"], "release")?.join("vmbox-benches");
     let model = Model {
-        arch: Arch::native(),
+        arch,
         flavour: Flavour::Counting { shift: 0 },
     };
     let host = test_host::emulated(workspace, model)?;
