@@ -28,7 +28,8 @@ pub struct Tree<'a> {
     pub serial: bool,
     /// Random bytes for the kernel's generator, which it wipes.
     pub rng_seed: [u8; 64],
-    /// A random number, by which it places itself.
+    /// A random number, by which a kernel with RANDOMIZE_BASE places itself. Ours has none, as on x86_64: what runs in it
+    /// is one pod.
     pub kaslr_seed: u64,
 }
 

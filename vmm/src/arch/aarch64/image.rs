@@ -1,8 +1,12 @@
 //! The header of an Image (Documentation/arch/arm64/booting.rst §4), all little endian:
 //!
 //! ```text
-//! 0 code  8 text_offset  16 image_size  24 flags  56 "ARM\x64"
+//! 0 code  8 text_offset  16 image_size  24 flags  56 "ARM\x64"  60 PE header's offset
 //! ```
+//!
+//! `image_size` counts zeroed data, which no file has, so it does not tell how long the file is. The sections of the PE
+//! header do, in Images that are EFI programs too, as those of distributions are; ours has none, and a part of it boots
+//! as far as it goes.
 
 /// Bytes from the start of RAM to the Image, and what it says of itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +57,9 @@ pub fn parse(start: &[u8], file_length: u64) -> Result<Image, String> {
             "is damaged: it has {file_length} bytes and says {image_size}"
         ));
     }
+    if file_length < sections_end(start) {
+        return Err("is truncated".into());
+    }
     if text_offset >= ALIGNMENT {
         return Err(format!("is damaged: its text_offset is {text_offset:#x}"));
     }
@@ -67,6 +74,27 @@ pub fn parse(start: &[u8], file_length: u64) -> Result<Image, String> {
         image_size,
         granule,
     })
+}
+
+/// Where the last section in the file ends (PE Format, "Section Table"), as far as `start` tells.
+fn sections_end(start: &[u8]) -> u64 {
+    let half = |at: usize| {
+        let bytes = start.get(at..)?.first_chunk()?;
+        Some(usize::from(u16::from_le_bytes(*bytes)))
+    };
+    let word = |at: usize| Some(u32::from_le_bytes(*start.get(at..)?.first_chunk()?));
+    let table = || {
+        let header = usize::try_from(word(60)?).ok()?;
+        let magic = start.get(header..)?.starts_with(b"PE\0\0");
+        let optional_header = header + 24;
+        magic.then_some((optional_header + half(header + 20)?, half(header + 6)?))
+    };
+    let (first, count) = table().unwrap_or_default();
+    let end = |index: usize| {
+        let section = first + index * 40;
+        Some(u64::from(word(section + 16)?) + u64::from(word(section + 20)?))
+    };
+    (0..count).map_while(end).max().unwrap_or(0)
 }
 
 impl Granule {
@@ -129,6 +157,47 @@ mod tests {
         assert!(refusal(15, 0xff).contains("text_offset"));
         assert!(parse(&header(), 0x1_0001).unwrap_err().contains("damaged"));
         assert_eq!(parse(&header()[..20], 20).unwrap_err(), "is truncated");
+    }
+
+    /// The header of Debian's 6.12 Image: two sections, the last ending after 0x8000 bytes.
+    fn efi_header() -> Vec<u8> {
+        let mut header = header();
+        header[60] = 64;
+        header.resize(512, 0);
+        header[64..68].copy_from_slice(b"PE\0\0");
+        header[70] = 2;
+        header[84] = 160;
+        for (section, [length, from]) in [(248, [0x4000u32, 0x1000]), (288, [0x3000, 0x5000])] {
+            header[section + 16..section + 20].copy_from_slice(&length.to_le_bytes());
+            header[section + 20..section + 24].copy_from_slice(&from.to_le_bytes());
+        }
+        header
+    }
+
+    #[test]
+    fn a_file_that_ends_before_its_last_section_is_refused() {
+        assert!(parse(&efi_header(), 0x8000).is_ok());
+        assert!(parse(&efi_header(), 0x8100).is_ok(), "a signature follows");
+        assert_eq!(parse(&efi_header(), 0x7fff).unwrap_err(), "is truncated");
+    }
+
+    #[test]
+    fn a_pe_header_that_lies_outside_of_the_file_is_none() {
+        for (at, byte) in [
+            (63, 0xff),
+            (62, 1),
+            (60, 0),
+            (84, 0xff),
+            (85, 0xff),
+            (71, 0xff),
+        ] {
+            let mut header = efi_header();
+            header[at] = byte;
+            let _ = parse(&header, 0x8000);
+            for length in [64, 66, 70, 90, 250, 300] {
+                let _ = parse(&header[..length], 0x8000);
+            }
+        }
     }
 
     #[test]
