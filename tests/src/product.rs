@@ -61,7 +61,6 @@ impl Profile {
 
 /// Builds everything and returns the folder: `vmbox`, `vmbox-vmm`, the guest's kernel, `guest.cpio`.
 pub fn build(workspace: &Workspace, arch: Arch, profile: Profile) -> Result<PathBuf> {
-    need(&TOOLS)?;
     let kernel = kernel(workspace, arch)?;
     say(&format!(
         "building vmbox, vmbox-vmm and vmbox-agent for {arch}"
@@ -97,6 +96,7 @@ pub fn kernel(workspace: &Workspace, arch: Arch) -> Result<PathBuf> {
 
 /// `cargo VERB` for static binaries; they run in any host and guest.
 pub fn static_cargo(workspace: &Workspace, arch: Arch, verb: &str) -> Result<Command> {
+    need(&TOOLS)?;
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo
         .current_dir(&workspace.root)

@@ -78,19 +78,14 @@ pub fn run_tests(
     run_system_tests(workspace, archs, &programs, &options)
 }
 
-/// Those of all crates; another architecture's run under QEMU's emulation of one process, static because there is no
-/// loader for them here.
+/// Those of all crates, static as the system tests are, so that both share their dependencies' build; another
+/// architecture's run under QEMU's emulation of one process.
 fn unit_tests(workspace: &Workspace, arch: Arch, filter: &[String]) -> Result<()> {
     say(&format!("unit tests for {arch}"));
-    let mut cargo = if arch.is_native() {
-        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        cargo.current_dir(&workspace.root).args(["test", "--quiet"]);
-        cargo
-    } else {
-        let mut cargo = static_cargo(workspace, arch, "test")?;
+    let mut cargo = static_cargo(workspace, arch, "test")?;
+    if !arch.is_native() {
         Toolchain::cross(workspace, arch)?.emulate(&mut cargo)?;
-        cargo
-    };
+    }
     cargo.arg("--workspace");
     if !filter.is_empty() {
         cargo.arg("--").args(filter);
@@ -189,9 +184,9 @@ fn panicked(_: Box<dyn std::any::Any + Send>) -> anyhow::Error {
 fn system_tests(workspace: &Workspace, arch: Arch) -> Result<PathBuf> {
     say(&format!("building the {arch} system tests"));
     let mut cargo = static_cargo(workspace, arch, "test")?;
+    // The whole workspace, as for the unit tests: otherwise cargo chooses other features for the dependencies.
     cargo.args([
-        "--package",
-        "vmbox-tests",
+        "--workspace",
         "--test",
         "system",
         "--no-run",
