@@ -93,6 +93,7 @@ fn ours(bench: &Bench) -> anyhow::Result<Duration> {
         cmdline: String::new(),
         shares: Vec::new(),
         disks: Vec::new(),
+        nics: Vec::new(),
         vsock: Some(VsockConfig {
             guest_cid: 3,
             socket: socket.clone(),

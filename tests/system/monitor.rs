@@ -21,6 +21,7 @@ fn config(corner: &Corner, vcpus: u8, memory_mib: u32) -> VmConfig {
         cmdline: String::new(),
         shares: Vec::new(),
         disks: Vec::new(),
+        nics: Vec::new(),
         vsock: None,
         balloon: true,
         serial: Some(corner.path("serial.log")),

@@ -162,7 +162,14 @@ fn devices_name_no_kvm_and_no_container() {
 
 #[test]
 fn every_virtio_device_cites_its_section() {
-    for device in ["rng", "blk/mod", "balloon", "vsock/mod", "fs/mod"] {
+    for device in [
+        "rng",
+        "blk/mod",
+        "balloon",
+        "net/mod",
+        "vsock/mod",
+        "fs/mod",
+    ] {
         let text = fs::read_to_string(root().join(format!("vmm/devices/src/{device}.rs"))).unwrap();
         let head: String = text
             .lines()

@@ -1,13 +1,14 @@
 //! The control socket: one [`Control`] per line in, one [`Reply`] per line out.
 
 use std::collections::HashMap;
-use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, RawFd};
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use vmbox_config::{Control, Reply};
+use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use crate::event::{Wake, Wakes};
 
@@ -15,6 +16,9 @@ use crate::event::{Wake, Wakes};
 const LINE_BYTES: usize = 1024;
 /// The host library needs one.
 const CLIENTS: usize = 8;
+
+/// What is done about a request; with it comes the descriptor that it is about, if it is one of those that need one.
+type Answer<'a> = dyn FnMut(Control, Option<OwnedFd>) -> Reply + 'a;
 
 /// The listening socket and its connections. The socket file is unlinked when it is dropped.
 pub struct ControlSocket {
@@ -27,6 +31,8 @@ pub struct ControlSocket {
 struct Client {
     stream: UnixStream,
     input: Vec<u8>,
+    /// Came with the line that is being read, or the one before.
+    descriptor: Option<OwnedFd>,
 }
 
 impl ControlSocket {
@@ -66,6 +72,7 @@ impl ControlSocket {
                     Client {
                         stream,
                         input: Vec::new(),
+                        descriptor: None,
                     },
                 );
             }
@@ -73,7 +80,7 @@ impl ControlSocket {
     }
 
     /// Answers what a connection has sent, by `answer`; drops it when it is done or misbehaves.
-    pub fn serve(&mut self, number: u32, answer: &mut dyn FnMut(Control) -> Reply) {
+    pub fn serve(&mut self, number: u32, answer: &mut Answer<'_>) {
         let Some(client) = self.clients.get_mut(&number) else {
             return;
         };
@@ -91,17 +98,21 @@ impl Drop for ControlSocket {
 
 impl Client {
     /// Whether the connection stays.
-    fn serve(&mut self, answer: &mut dyn FnMut(Control) -> Reply) -> bool {
+    fn serve(&mut self, answer: &mut Answer<'_>) -> bool {
         let mut chunk = [0; LINE_BYTES];
-        let received = match self.stream.read(&mut chunk) {
-            Ok(0) => return false,
-            Ok(received) => received,
-            Err(error) => return error.kind() == io::ErrorKind::WouldBlock,
+        let received = match self.stream.recv_with_fd(&mut chunk) {
+            Ok((0, _)) => return false,
+            Ok((received, descriptor)) => {
+                self.descriptor = descriptor.map(OwnedFd::from).or(self.descriptor.take());
+                received
+            }
+            Err(error) => return error.errno() == libc::EAGAIN,
         };
         self.input.extend_from_slice(&chunk[..received]);
         while let Some(end) = self.input.iter().position(|byte| *byte == b'\n') {
             let line: Vec<u8> = self.input.drain(..=end).collect();
-            if !self.send(&reply(&line, answer)) {
+            let reply = reply(&line, &mut self.descriptor, answer);
+            if !self.send(&reply) {
                 return false;
             }
         }
@@ -124,14 +135,15 @@ impl Client {
     }
 }
 
-fn reply(line: &[u8], answer: &mut dyn FnMut(Control) -> Reply) -> Reply {
+fn reply(line: &[u8], descriptor: &mut Option<OwnedFd>, answer: &mut Answer<'_>) -> Reply {
     if line.len() > LINE_BYTES {
         return Reply::Error {
             message: format!("a request has at most {LINE_BYTES} bytes"),
         };
     }
     match serde_json::from_slice(line) {
-        Ok(control) => answer(control),
+        Ok(control @ Control::AttachNic { .. }) => answer(control, descriptor.take()),
+        Ok(control) => answer(control, None),
         Err(error) => Reply::Error {
             message: format!("malformed request: {error}"),
         },
@@ -159,7 +171,7 @@ mod tests {
         stream.shutdown(std::net::Shutdown::Write).unwrap();
         socket.accept(&wakes);
         while !socket.clients.is_empty() {
-            socket.serve(0, &mut |_| Reply::Ok);
+            socket.serve(0, &mut |_, _| Reply::Ok);
         }
         drop(socket);
         assert!(!path.exists());
@@ -177,6 +189,28 @@ mod tests {
             matches!(replies[..], [Reply::Ok, Reply::Error { .. }, Reply::Ok]),
             "{replies:?}"
         );
+    }
+
+    #[test]
+    fn a_descriptor_comes_with_the_request_that_it_is_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("control");
+        let wakes = Wakes::new().unwrap();
+        let mut socket = ControlSocket::bind(&path).unwrap();
+        let stream = UnixStream::connect(&path).unwrap();
+        let null = std::fs::File::open("/dev/null").unwrap();
+        let lines = "{\"op\":\"attach_nic\",\"slot\":1}\n{\"op\":\"attach_nic\",\"slot\":2}\n";
+        stream
+            .send_with_fd(lines.as_bytes(), null.as_raw_fd())
+            .unwrap();
+        socket.accept(&wakes);
+        let mut seen = Vec::new();
+        socket.serve(0, &mut |request, descriptor| {
+            seen.push((request, descriptor.is_some()));
+            Reply::Ok
+        });
+        let attach = |slot| Control::AttachNic { slot };
+        assert_eq!(seen, [(attach(1), true), (attach(2), false)]);
     }
 
     #[test]

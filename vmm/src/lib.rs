@@ -15,6 +15,7 @@ pub mod probe;
 pub mod ramoops;
 pub mod report;
 pub mod run;
+pub mod tap;
 mod tuning;
 pub mod vcpu;
 

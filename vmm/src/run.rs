@@ -13,6 +13,7 @@ use crate::event::{Wake, Wakes};
 use crate::inherited::adopt;
 use crate::machine::Machine;
 use crate::machine::assemble::assemble;
+use crate::machine::nics::NicError;
 use crate::ramoops::Remains;
 use crate::report::{Reporter, monotonic_ns};
 
@@ -211,16 +212,21 @@ impl Monitor {
         let mut stopped = false;
         let (machine, started_ns) = (&self.machine, self.started_ns);
         if let Some(control) = &mut self.control {
-            control.serve(number, &mut |request| {
+            control.serve(number, &mut |request, descriptor| {
                 stopped |= request == Control::Stop;
-                answer(machine, &request, started_ns)
+                answer(machine, &request, descriptor, started_ns)
             });
         }
         stopped.then(|| Ending::new(ExitReason::Ended, "stopped through the control socket"))
     }
 }
 
-fn answer(machine: &Machine, request: &Control, started_ns: u64) -> Reply {
+fn answer(
+    machine: &Machine,
+    request: &Control,
+    descriptor: Option<OwnedFd>,
+    started_ns: u64,
+) -> Reply {
     match request {
         Control::Pause => match machine.pause() {
             Ok(()) => Reply::Ok,
@@ -241,6 +247,17 @@ fn answer(machine: &Machine, request: &Control, started_ns: u64) -> Reply {
         Control::Balloon { target_mib } if machine.set_balloon(*target_mib) => Reply::Ok,
         Control::Balloon { .. } => Reply::Error {
             message: "this VM has no balloon".into(),
+        },
+        Control::AttachNic { slot } => nic_reply(machine.nics().attach(*slot, descriptor)),
+        Control::DetachNic { slot } => nic_reply(machine.nics().detach(*slot)),
+    }
+}
+
+fn nic_reply(result: Result<(), NicError>) -> Reply {
+    match result {
+        Ok(()) => Reply::Ok,
+        Err(error) => Reply::Error {
+            message: error.to_string(),
         },
     }
 }

@@ -148,6 +148,7 @@ pub fn vm_config(
                 serial: String::new(),
             })
             .collect(),
+        nics: Vec::new(),
         vsock: Some(VsockConfig {
             guest_cid: GUEST_CID,
             socket: places.vsock.to_owned(),

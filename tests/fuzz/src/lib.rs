@@ -130,6 +130,7 @@ impl Rig {
                 5 => match input.u8() {
                     0 => self.reset(input.u64()),
                     1 => queue.set_available_index(input.u16()),
+                    2 => self.wake(),
                     _ => self.kick(index),
                 },
                 6 => {
@@ -142,6 +143,7 @@ impl Rig {
         for index in 0..self.queues.len() {
             self.kick(index);
         }
+        self.wake();
     }
 
     fn kick(&mut self, index: usize) {
@@ -150,6 +152,18 @@ impl Rig {
         };
         if handler.serve(Event::Queue(index as u16)) == Served::Broken {
             self.reset(u64::MAX);
+        }
+    }
+
+    /// As if all of the handler's own descriptors were ready.
+    fn wake(&mut self) {
+        let sources = self.handler.as_ref().map(|handler| handler.sources()).unwrap_or_default();
+        for source in sources {
+            let event = Event::Source { token: source.token, readable: source.read, writable: source.write };
+            let served = self.handler.as_mut().map(|handler| handler.serve(event));
+            if served == Some(Served::Broken) {
+                return self.reset(u64::MAX);
+            }
         }
     }
 

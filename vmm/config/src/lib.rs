@@ -5,8 +5,11 @@
 //! carries one [`Event`] per line.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod mac;
+
 use std::path::PathBuf;
 
+pub use mac::{BadMac, Mac};
 use serde::{Deserialize, Serialize};
 
 /// Everything the monitor needs to know. Unknown fields are errors.
@@ -31,6 +34,9 @@ pub struct VmConfig {
     /// virtio-blk disks, in the order of `/dev/vda`, `/dev/vdb`, …
     #[serde(default)]
     pub disks: Vec<DiskConfig>,
+    /// virtio-net: slots, empty at boot. See [`Control::AttachNic`].
+    #[serde(default)]
+    pub nics: Vec<NicConfig>,
     /// virtio-vsock.
     #[serde(default)]
     pub vsock: Option<VsockConfig>,
@@ -79,6 +85,17 @@ pub struct DiskConfig {
     pub serial: String,
 }
 
+/// A slot for a NIC, its link down until a tap is put into it (virtio 1.2 §5.1).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NicConfig {
+    /// The address that the guest finds the slot by. It may use another one: whatever it sends is sent.
+    pub mac: Mac,
+    /// The most that the guest may set, in bytes, 68 to 65535; absent: what it likes.
+    #[serde(default)]
+    pub mtu: Option<u16>,
+}
+
 /// The vsock device (virtio 1.2 §5.10). Guest connections to host port P arrive at the Unix socket `<socket>_P`;
 /// a host program connects to `<socket>`, writes `CONNECT P\n` and reads `OK <port>\n`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,6 +123,17 @@ pub enum Control {
     Balloon {
         /// Size of the balloon in MiB; 0 deflates it.
         target_mib: u32,
+    },
+    /// Put a tap into a NIC slot: the guest's link comes up. Its descriptor comes with the line (SCM_RIGHTS, unix(7)); the tap
+    /// has IFF_NO_PI and IFF_VNET_HDR.
+    AttachNic {
+        /// Index into [`VmConfig::nics`].
+        slot: u8,
+    },
+    /// Empty a NIC slot: the guest's link goes down, and the monitor closes the tap.
+    DetachNic {
+        /// Index into [`VmConfig::nics`].
+        slot: u8,
     },
 }
 

@@ -2,11 +2,11 @@
 
 use std::ops::Deref;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
-use vm_memory::GuestMemoryMmap;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::device::{GuestRam, Interrupt, Served};
@@ -34,6 +34,8 @@ pub struct Virtqueue {
     kick: Option<Arc<EventFd>>,
     /// Something was completed since the driver was last notified, or chose not to be.
     completed: bool,
+    /// The used index at that time.
+    notified: u16,
 }
 
 /// How many times the ring's length [`Virtqueue::drain`] serves before it lets the worker's other duties run.
@@ -77,6 +79,7 @@ impl Virtqueue {
     pub fn new(index: u16, queue: Queue, memory: GuestRam, interrupt: Arc<dyn Interrupt>) -> Self {
         Self {
             index,
+            notified: queue.next_used(),
             queue,
             memory,
             interrupt,
@@ -144,22 +147,75 @@ impl Virtqueue {
             .map_err(|e| ring_error(self.index, &e))
     }
 
+    /// Gives back several chains so that the driver sees all of them or none (virtio 1.2 §5.1.6.4.1 wants that for a
+    /// packet in several buffers): each a head, and how many bytes were written to it. At most as many as the ring is long.
+    ///
+    /// # Errors
+    /// As [`Virtqueue::complete`].
+    pub fn complete_together(&mut self, chains: &[(u16, u32)]) -> Result<(), RingError> {
+        let Some((last, before)) = chains.split_last() else {
+            return Ok(());
+        };
+        let first = self.queue.next_used();
+        for (place, (head, written)) in (0..).zip(before) {
+            let slot = u64::from(first.wrapping_add(place) % self.queue.size());
+            let element = u64::from(*written) << 32 | u64::from(*head);
+            self.used_address(4 + 8 * slot)
+                .and_then(|at| self.memory.write_obj(element.to_le(), at).ok())
+                .ok_or_else(|| self.outside_of_ram())?;
+        }
+        // The index, which makes them visible, is written once, after the last.
+        self.queue
+            .set_next_used(first.wrapping_add(before.len() as u16));
+        self.complete(last.0, last.1)
+    }
+
     /// Interrupts the driver if it wants to hear of what was completed since the last call (§2.7.7, §2.7.10).
     ///
     /// # Errors
     /// The ring lies outside of RAM.
     pub fn notify(&mut self) -> Result<(), RingError> {
-        if !std::mem::take(&mut self.completed) {
-            return Ok(());
-        }
-        if self
-            .queue
-            .needs_notification(self.memory.deref())
-            .map_err(|e| ring_error(self.index, &e))?
-        {
+        if std::mem::take(&mut self.completed) && self.is_wanted()? {
             self.interrupt.signal_queue(self.index);
         }
         Ok(())
+    }
+
+    /// Without EVENT_IDX always; with it, if the index that the driver waits for is among those passed since it was asked last
+    /// (§2.7.10). `Queue::needs_notification` counts calls of `add_used` instead, and so misses what was completed together.
+    fn is_wanted(&mut self) -> Result<bool, RingError> {
+        if !self.queue.event_idx_enabled() {
+            return Ok(true);
+        }
+        // Our writes to the used ring come before the look at what the driver waits for.
+        fence(Ordering::SeqCst);
+        let used_event = 4 + 2 * u64::from(self.queue.size());
+        let event: u16 = self
+            .queue
+            .avail_ring()
+            .checked_add(used_event)
+            .and_then(|at| {
+                self.memory
+                    .load(GuestAddress(at), Ordering::Relaxed)
+                    .map(u16::from_le)
+                    .ok()
+            })
+            .ok_or_else(|| self.outside_of_ram())?;
+        let now = self.queue.next_used();
+        let before = std::mem::replace(&mut self.notified, now);
+        let since_event = now.wrapping_sub(event).wrapping_sub(1);
+        Ok(since_event < now.wrapping_sub(before))
+    }
+
+    fn used_address(&self, offset: u64) -> Option<GuestAddress> {
+        self.queue.used_ring().checked_add(offset).map(GuestAddress)
+    }
+
+    fn outside_of_ram(&self) -> RingError {
+        RingError {
+            index: self.index,
+            what: "a ring lies outside of RAM".to_owned(),
+        }
     }
 
     /// All that a simple device's handler does for a kick: [`Virtqueue::drain`], where a broken ring is told to the log, in
@@ -293,6 +349,32 @@ mod tests {
         assert_eq!(interrupts, [0, 0, 1], "the fifth completion was asked for");
         let wanted: u16 = memory.read_obj(available_event).unwrap();
         assert_eq!(wanted, 6, "the next chain is to be kicked");
+    }
+
+    #[test]
+    fn chains_completed_together_appear_together_and_are_counted() {
+        let memory = ram(2);
+        let mut driver = DriverQueue::new(&memory, 0, 8);
+        let interrupt = Arc::new(FakeInterrupt::default());
+        let mut queue = driver.virtqueue(interrupt.clone());
+        queue.queue.set_event_idx(true);
+        let (used_event, _) = events(&driver);
+        // Twice around the ring: used elements wrap too.
+        for round in 0..6u16 {
+            memory.write_obj(3 * round + 1, used_event).unwrap();
+            let mut heads = Vec::new();
+            for _ in 0..3 {
+                let buffer = driver.writable(1);
+                driver.add(&[buffer]);
+                heads.push((queue.pop().unwrap().unwrap().head_index(), 7));
+            }
+            queue.complete_together(&heads).unwrap();
+            queue.notify().unwrap();
+            let seen: Vec<_> = std::iter::from_fn(|| driver.used()).collect();
+            assert_eq!(seen, heads);
+            // The driver asked for the second of the three.
+            assert_eq!(interrupt.take_queues().len(), 1, "round {round}");
+        }
     }
 
     #[test]

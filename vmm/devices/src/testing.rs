@@ -3,14 +3,18 @@
 //! A test builds [`ram`], a [`DriverQueue`] and its [`DriverQueue::virtqueue`], adds chains of [`Buffer`]s, lets
 //! the device serve, and looks at [`DriverQueue::used`] and [`DriverQueue::bytes`].
 
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixDatagram;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use virtio_queue::{Queue, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, VolatileSlice};
 
 use crate::device::{Activation, GuestRam, Interrupt};
+use crate::net::{Offloads, Port};
 use crate::queue::Virtqueue;
 
 /// The next descriptor follows.
@@ -100,6 +104,84 @@ impl Interrupt for FakeInterrupt {
 
     fn may_warn(&self) -> bool {
         true
+    }
+}
+
+/// A port whose wire is a socket: a frame is a datagram.
+#[derive(Debug)]
+pub struct FakePort {
+    socket: UnixDatagram,
+    offloads: Mutex<Option<Offloads>>,
+    /// It has come to its end.
+    pub ended: AtomicBool,
+}
+
+impl FakePort {
+    /// A port, and the other end of its wire; neither blocks.
+    pub fn pair() -> io::Result<(Arc<Self>, UnixDatagram)> {
+        let (socket, wire) = UnixDatagram::pair()?;
+        socket.set_nonblocking(true)?;
+        wire.set_nonblocking(true)?;
+        let port = Self {
+            socket,
+            offloads: Mutex::default(),
+            ended: AtomicBool::new(false),
+        };
+        Ok((Arc::new(port), wire))
+    }
+
+    /// What [`Port::set_offloads`] was last told.
+    pub fn offloads(&self) -> Option<Offloads> {
+        *self
+            .offloads
+            .lock()
+            .expect("no test panics while it holds this")
+    }
+
+    fn check(&self) -> io::Result<()> {
+        match self.ended.load(Ordering::SeqCst) {
+            true => Err(io::ErrorKind::BrokenPipe.into()),
+            false => Ok(()),
+        }
+    }
+}
+
+impl Port for FakePort {
+    fn fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+
+    fn set_offloads(&self, offloads: Offloads) -> io::Result<()> {
+        self.check()?;
+        *self
+            .offloads
+            .lock()
+            .expect("no test panics while it holds this") = Some(offloads);
+        Ok(())
+    }
+
+    fn send(&self, pieces: &[VolatileSlice<'_>]) -> io::Result<()> {
+        self.check()?;
+        let mut frame = Vec::new();
+        for piece in pieces {
+            let mut bytes = vec![0; piece.len()];
+            piece.copy_to(&mut bytes[..]);
+            frame.extend(bytes);
+        }
+        self.socket.send(&frame).map(drop)
+    }
+
+    fn receive(&self, pieces: &[VolatileSlice<'_>]) -> io::Result<usize> {
+        self.check()?;
+        let mut frame = vec![0; 1 << 18];
+        let length = self.socket.recv(&mut frame)?;
+        let mut rest = &frame[..length];
+        for piece in pieces {
+            let (now, later) = rest.split_at(rest.len().min(piece.len()));
+            piece.copy_from(now);
+            rest = later;
+        }
+        Ok(length - rest.len())
     }
 }
 

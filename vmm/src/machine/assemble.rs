@@ -9,6 +9,7 @@ use vmbox_devices::rng::Rng;
 use vmbox_devices::worker::Worker;
 
 use super::board::{AttachError, Board, Place};
+use super::nics::Nics;
 use super::validate::{ConfigError, validate};
 use super::{Machine, devices};
 use crate::arch::{self, Boot, Legacy, Processor};
@@ -61,6 +62,14 @@ pub fn assemble(config: &VmConfig) -> Result<Machine, AssembleError> {
         )?;
         workers.push(worker);
     }
+    let mut nics = Nics::default();
+    if !config.nics.is_empty() {
+        let worker = spawn_worker("net")?;
+        for nic in &config.nics {
+            board.attach(Box::new(nics.add(nic)?), &worker.handle())?;
+        }
+        workers.push(worker);
+    }
     let mut balloon = None;
     if config.balloon {
         let (device, handle) = devices::balloon(&ram);
@@ -96,6 +105,7 @@ pub fn assemble(config: &VmConfig) -> Result<Machine, AssembleError> {
         bus,
         workers,
         balloon,
+        nics,
         ending,
         vcpus,
     ))

@@ -3,6 +3,7 @@
 pub mod assemble;
 pub mod board;
 mod devices;
+pub mod nics;
 mod validate;
 
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use vmbox_devices::worker::{NotPaused, Worker};
 
 use self::board::Bus;
 use self::devices::Balloon;
+use self::nics::Nics;
 use crate::ending::EndingSlot;
 use crate::kvm::Vm;
 use crate::memory::layout::Region;
@@ -39,6 +41,7 @@ pub struct Machine {
     vcpus: Option<Vcpus>,
     _bus: Arc<Bus>,
     balloon: Option<Balloon>,
+    nics: Nics,
     workers: Vec<Worker>,
     ending: Arc<EndingSlot>,
     ram: GuestRam,
@@ -58,6 +61,7 @@ impl Machine {
         bus: Arc<Bus>,
         workers: Vec<Worker>,
         balloon: Option<Balloon>,
+        nics: Nics,
         ending: Arc<EndingSlot>,
         vcpus: Vcpus,
     ) -> Self {
@@ -65,6 +69,7 @@ impl Machine {
             vcpus: Some(vcpus),
             _bus: bus,
             balloon,
+            nics,
             workers,
             ending,
             ram,
@@ -112,6 +117,11 @@ impl Machine {
             .as_ref()
             .map(|balloon| balloon.set_target(target_mib))
             .is_some()
+    }
+
+    /// The slots for NICs.
+    pub fn nics(&self) -> &Nics {
+        &self.nics
     }
 
     /// The counters, but for the time.

@@ -10,6 +10,8 @@ const VCPUS: RangeInclusive<u8> = 1..=32;
 const MEMORY_MIB: RangeInclusive<u32> = 32..=65536;
 const TAG_BYTES: RangeInclusive<usize> = 1..=36;
 const SERIAL_BYTES: usize = 20;
+/// What IPv4 wants at least (RFC 791), and what the field can say.
+const MTU: RangeInclusive<u16> = 68..=u16::MAX;
 const FIRST_GUEST_CID: u32 = 3;
 
 /// The configuration can't be used: which field, what it says, what it may say.
@@ -55,6 +57,11 @@ pub fn validate(config: &VmConfig) -> Result<(), ConfigError> {
             &(0..=SERIAL_BYTES),
         )?;
     }
+    for (index, nic) in config.nics.iter().enumerate() {
+        if let Some(mtu) = nic.mtu {
+            within(&format!("nics[{index}].mtu"), mtu, &MTU)?;
+        }
+    }
     if let Some(vsock) = &config.vsock {
         within(
             "vsock.guest_cid",
@@ -71,10 +78,11 @@ pub fn validate(config: &VmConfig) -> Result<(), ConfigError> {
             "cmdline contains a line break or zero byte".into(),
         ));
     }
-    // Beside shares and disks: rng always, balloon and vsock on demand.
+    // Beside shares, disks and NICs: rng always, balloon and vsock on demand.
     let devices = 1
         + config.shares.len()
         + config.disks.len()
+        + config.nics.len()
         + usize::from(config.vsock.is_some())
         + usize::from(config.balloon);
     within("the number of devices", devices, &(1..=arch::MAX_DEVICES))
@@ -140,6 +148,16 @@ mod tests {
         assert!(
             refusal(r#"{"shares":[{"tag":"a","path":"/","dax_window_mib":3}]}"#)
                 .contains("multiple of 2")
+        );
+    }
+
+    #[test]
+    fn a_nic_has_an_address_of_a_station_and_room_for_a_packet() {
+        let nic = |rest: &str| format!(r#"{{"nics":[{{"mac":"02:00:00:00:00:01"{rest}}}]}}"#);
+        assert_eq!(validate(&config(&nic(""))), Ok(()));
+        assert_eq!(
+            refusal(&nic(r#","mtu":67"#)),
+            "nics[0].mtu is 67, it must be 68 to 65535"
         );
     }
 
