@@ -1,6 +1,7 @@
 //! The test kit: the developer tool's verbs, and the virtual KVM host on both of its sides.
 
 pub mod arch;
+pub mod conformance;
 pub mod debian;
 pub mod demo;
 pub mod host;

@@ -8,6 +8,7 @@ use std::thread;
 use anyhow::{Context as _, Result, bail};
 
 use crate::arch::Arch;
+use crate::conformance;
 use crate::debian;
 use crate::product::{self, Profile, static_cargo};
 use crate::shell::run;
@@ -29,6 +30,8 @@ pub enum Tier {
     Long,
     /// The fuzz targets, a minute each; an extra, not part of `all`.
     Fuzz,
+    /// OCI suites that others wrote, beside runc and crun; an extra, not part of `all`.
+    Conformance,
 }
 
 /// Runs them for each of `archs`; the test runner's closing line is the last. Returns its exit code.
@@ -45,6 +48,7 @@ pub fn run_tests(
             run(fuzz.arg("60").args(filter))?;
             return Ok(0);
         }
+        Tier::Conformance => return conformance::run(workspace, archs, filter),
         Tier::Unit => {
             for arch in archs {
                 unit_tests(workspace, *arch, filter)?;

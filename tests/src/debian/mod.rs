@@ -1,8 +1,9 @@
-//! Debian trees in the cache, for both architectures: the virtual host's root, and the containers' image.
+//! Debian trees in the cache: the virtual host's root, the containers' image, and the suites of others.
 
 mod foreign;
 mod host;
 mod image;
+mod suites;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,6 +17,7 @@ use crate::workspace::{lock, make_dir};
 
 pub use host::{HostImage, host_image};
 pub use image::container_images;
+pub use suites::oci_suites;
 
 /// What making them takes.
 const PACKAGES: [&str; 4] = ["kmod", "libacl1-dev", "mmdebstrap", "tar"];
