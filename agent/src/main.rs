@@ -18,6 +18,7 @@ mod executor;
 mod host;
 mod keeper;
 mod log;
+mod net;
 mod pod;
 mod process;
 mod processes;

@@ -12,9 +12,11 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::time::{TimeSpec, TimeValLike};
 use nix::time::{ClockId, clock_settime};
 use tokio::sync::Notify;
+use vmbox_protocol::resolver::RESOLVER;
 
 use crate::boot::{BootError, Step};
 use crate::container::{Connection, Container, ContainerError, State, Tools};
+use crate::net::{Interface, NetError, Network, Resolver};
 use crate::spec::{self, ContainerId};
 
 /// Where virtio-fs tags appear.
@@ -28,6 +30,8 @@ type Containers = HashMap<ContainerId, Option<Arc<Container>>>;
 pub struct Pod {
     tools: Tools,
     containers: Mutex<Containers>,
+    network: Mutex<Network>,
+    resolver: tokio::sync::Mutex<Option<Resolver>>,
     set_up: AtomicBool,
     lasting: AtomicBool,
     /// Told when the host asked for the end, so that the connection is given up after the answer.
@@ -52,6 +56,8 @@ impl Pod {
         Self {
             tools,
             containers: Mutex::default(),
+            network: Mutex::default(),
+            resolver: tokio::sync::Mutex::default(),
             set_up: AtomicBool::new(false),
             lasting: AtomicBool::new(false),
             shutdown: Notify::new(),
@@ -90,6 +96,32 @@ impl Pod {
         }
         self.lasting.store(setup.lasting, Ordering::SeqCst);
         Ok(true)
+    }
+
+    /// Makes the pod's interfaces what the host says.
+    ///
+    /// # Errors
+    /// The step that failed.
+    pub fn set_network(&self, interfaces: &[Interface]) -> Result<(), NetError> {
+        let mut network = self.network.lock().unwrap_or_else(PoisonError::into_inner);
+        network.apply(interfaces)
+    }
+
+    /// Answers at Docker's resolver's address, or no longer.
+    ///
+    /// # Errors
+    /// A container has the address.
+    pub async fn set_resolver(&self, wanted: bool) -> io::Result<()> {
+        let mut resolver = self.resolver.lock().await;
+        match (wanted, resolver.is_some()) {
+            (true, false) => {
+                let dialer = self.tools.dialer.clone();
+                *resolver = Some(Resolver::start(RESOLVER.into(), dialer).await?);
+            }
+            (false, true) => *resolver = None,
+            (true, true) | (false, false) => {}
+        }
+        Ok(())
     }
 
     /// Whether the guest goes on when the connection that we dialed has ended.

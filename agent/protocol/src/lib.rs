@@ -12,10 +12,13 @@
 
 mod hello;
 pub mod keeper;
+mod nic;
+pub mod resolver;
 pub use hello::{
     AGENT_PORT, FIRST_STREAM_PORT, GUEST_PORT, HOST_CID, Hello, HelloError, MAX_LINE,
     PROTOCOL_VERSION, Welcome,
 };
+pub use nic::{SLOT_MAC_PREFIX, slot_mac};
 
 #[allow(clippy::all, clippy::pedantic, clippy::unwrap_used, missing_docs)]
 mod generated {

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use ttrpc::Code;
 use ttrpc::r#async::TtrpcContext;
-use vmbox_protocol::agent::{Empty, SetupRequest};
+use vmbox_protocol::agent::{Empty, NetworkRequest, SetupRequest};
 
 use super::refusal;
 use crate::boot;
+use crate::net::parse;
 use crate::pod::{Pod, Setup};
 
 pub struct PodService(pub Arc<Pod>);
@@ -35,6 +36,18 @@ impl vmbox_protocol::agent_ttrpc::Pod for PodService {
             )),
             Err(error) => Err(refusal(Code::INTERNAL, error)),
         }
+    }
+
+    async fn set_network(&self, _: &TtrpcContext, request: NetworkRequest) -> ttrpc::Result<Empty> {
+        let interfaces = parse(&request).map_err(|error| refusal(Code::INVALID_ARGUMENT, error))?;
+        self.0
+            .set_network(&interfaces)
+            .map_err(|error| refusal(Code::INTERNAL, error))?;
+        self.0
+            .set_resolver(request.resolver)
+            .await
+            .map_err(|error| refusal(Code::INTERNAL, format!("listen at 127.0.0.11: {error}")))?;
+        Ok(Empty::new())
     }
 
     async fn shutdown(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
