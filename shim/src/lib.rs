@@ -3,6 +3,7 @@
 
 pub mod guest;
 pub mod journal;
+pub mod network;
 pub mod pod;
 pub mod stdio;
 pub mod storage;

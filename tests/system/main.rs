@@ -9,6 +9,7 @@ mod faults;
 mod kit;
 mod limits;
 mod monitor;
+mod network;
 mod pods;
 mod share;
 mod signals;

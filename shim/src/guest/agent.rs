@@ -5,8 +5,8 @@ use std::{path::Path, time::Duration};
 use ttrpc::{Code, asynchronous::Client, context};
 use vmbox_protocol::{
     agent::{
-        ContainerRequest, CreateRequest, DeleteRequest, Empty, ProcessRequest, ResizeRequest,
-        SetupRequest, Share, SignalRequest, Stdio,
+        ContainerRequest, CreateRequest, DeleteRequest, Empty, NetworkRequest, ProcessRequest,
+        ResizeRequest, SetupRequest, Share, SignalRequest, Stdio,
     },
     agent_ttrpc::{ContainersClient, PodClient, ProcessesClient},
 };
@@ -115,6 +115,17 @@ impl Agent {
         };
         self.pod
             .setup(context::with_duration(CALL), &request)
+            .await?;
+        Ok(())
+    }
+
+    /// Makes the guest's interfaces these, and no others.
+    ///
+    /// # Errors
+    /// The agent refused, or is gone.
+    pub async fn set_network(&self, request: &NetworkRequest) -> Result<(), AgentError> {
+        self.pod
+            .set_network(context::with_duration(CALL), request)
             .await?;
         Ok(())
     }

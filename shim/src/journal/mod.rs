@@ -25,7 +25,10 @@ use rustix::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::pod::{ContainerId, place::PodDir};
+use crate::{
+    network::NamespaceId,
+    pod::{ContainerId, place::PodDir},
+};
 
 pub use undo::{UndoError, undo};
 
@@ -61,6 +64,28 @@ pub enum Record {
         /// The container's name there.
         container: String,
     },
+    /// A tap and the redirections that carry an interface into the VM.
+    Nic(Nic),
+    /// Those of this slot have been undone.
+    NicGone {
+        /// The slot.
+        slot: u8,
+    },
+}
+
+/// An interface that a NIC slot of the VM carries.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Nic {
+    /// Where the network namespace is.
+    pub path: PathBuf,
+    /// Which one it is: another may come to be there.
+    pub namespace: NamespaceId,
+    /// The interface's name.
+    pub interface: String,
+    /// Its number in the namespace.
+    pub index: u32,
+    /// The VM's slot.
+    pub slot: u8,
 }
 
 /// A pod's journal, open for writing, and with it the lock that says that the pod has a living owner.
@@ -147,7 +172,11 @@ pub fn monitor_of(dir: &PodDir) -> Option<u32> {
 pub fn watch_monitor(dir: &PodDir) -> Option<(u32, OwnedFd)> {
     read(dir).ok()?.into_iter().find_map(|record| match record {
         Record::Monitor { pid, start_ticks } => Some((pid, open_process(pid, start_ticks)?)),
-        Record::Layer { .. } | Record::Socket { .. } | Record::Member { .. } => None,
+        Record::Layer { .. }
+        | Record::Socket { .. }
+        | Record::Member { .. }
+        | Record::Nic(_)
+        | Record::NicGone { .. } => None,
     })
 }
 

@@ -12,8 +12,11 @@ use rustix::{
     process::Signal,
 };
 
-use super::{Record, monitor_of, open_process, read};
-use crate::pod::place::{self, PodDir};
+use super::{Nic, Record, monitor_of, open_process, read};
+use crate::{
+    network,
+    pod::place::{self, PodDir},
+};
 
 /// Why a pod could not be undone.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +41,14 @@ pub enum UndoError {
     Member {
         /// Whose.
         container: String,
+        /// Why.
+        message: String,
+    },
+    /// A redirection could not be ended.
+    #[error("take {interface} back from the VM: {message}")]
+    Network {
+        /// The engine's interface.
+        interface: String,
         /// Why.
         message: String,
     },
@@ -74,6 +85,8 @@ pub fn undo(dir: &PodDir) -> Result<(), UndoError> {
             }
             Record::Layer { .. } => {}
             Record::Socket { path } => remove_socket(path)?,
+            Record::Nic(nic) if !ended_later(&records[index..], nic.slot) => end_nic(nic)?,
+            Record::Nic(_) | Record::NicGone { .. } => {}
             Record::Member { pod, container } => leave(&PodDir::at(pod.clone()), container)?,
         }
     }
@@ -100,6 +113,21 @@ fn end_monitor(pid: u32, ticks: u64) -> Result<(), UndoError> {
     }
 }
 
+/// Whether what was made for a slot has been undone already.
+fn ended_later(records: &[Record], of_slot: u8) -> bool {
+    let after = records.get(1..).unwrap_or_default();
+    after
+        .iter()
+        .any(|record| matches!(record, Record::NicGone { slot } if *slot == of_slot))
+}
+
+fn end_nic(nic: &Nic) -> Result<(), UndoError> {
+    network::undo(nic).map_err(|error| UndoError::Network {
+        interface: nic.interface.clone(),
+        message: crate::user::one_line(&error),
+    })
+}
+
 /// Whether the last word about a layer is that it stays.
 fn kept_later(records: &[Record], of_store: &Path, of_container: &str) -> bool {
     let mut words = records.iter().rev().filter_map(|record| match record {
@@ -111,7 +139,9 @@ fn kept_later(records: &[Record], of_store: &Path, of_container: &str) -> bool {
         Record::Layer { .. }
         | Record::Monitor { .. }
         | Record::Socket { .. }
-        | Record::Member { .. } => None,
+        | Record::Member { .. }
+        | Record::Nic(_)
+        | Record::NicGone { .. } => None,
     });
     words.next() == Some(true)
 }

@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
-use vmbox_config::{DiskConfig, ShareConfig, VmConfig, VsockConfig};
+use vmbox_config::{DiskConfig, Mac, NicConfig, ShareConfig, VmConfig, VsockConfig};
 
 use super::{
     ContainerId,
@@ -24,6 +24,8 @@ pub const DEFAULT_MEMORY_MIB: u32 = 256;
 const OVERHEAD_MIB: u64 = 48;
 /// The guest context id; no host-wide CIDs exist, so every pod can have the same.
 const GUEST_CID: u32 = 3;
+/// Drivers that make interfaces of their own at boot, which nobody asked for and every container would see.
+const NO_SPARE_INTERFACES: &str = "dummy.numdummies=0 ifb.numifbs=0";
 /// The most RAM that the monitor gives.
 const MAXIMUM_MEMORY_MIB: u64 = 65536;
 
@@ -51,6 +53,8 @@ pub struct Shape {
     pub memory_mib: u32,
     /// Virtual CPUs.
     pub vcpus: u8,
+    /// NICs, none of which has a wire yet.
+    pub nics: u8,
 }
 
 /// Sizes the VM around a container's limits: RAM is the limit, 48 MiB for kernel and agent, and 1/32 of the limit for
@@ -74,6 +78,7 @@ pub fn shape(memory: Option<MemoryLimit>, cpus: Option<CpuLimit>) -> Result<Shap
     Ok(Shape {
         memory_mib,
         vcpus: u8::try_from(vcpus.clamp(1, MAXIMUM_VCPUS)).unwrap_or(1),
+        nics: 0,
     })
 }
 
@@ -134,7 +139,9 @@ pub fn vm_config(
         memory_mib: shape.memory_mib,
         kernel: places.kernel.to_owned(),
         initrd: places.image.map(Path::to_owned),
-        cmdline: cmdline.to_owned(),
+        cmdline: format!("{NO_SPARE_INTERFACES} {cmdline}")
+            .trim_end()
+            .to_owned(),
         shares: vec![ShareConfig {
             tag: SHARE_TAG.into(),
             path: places.share.to_owned(),
@@ -148,7 +155,13 @@ pub fn vm_config(
                 serial: String::new(),
             })
             .collect(),
-        nics: Vec::new(),
+        nics: (0..shape.nics)
+            .map(|slot| NicConfig {
+                mac: Mac(vmbox_protocol::slot_mac(slot)),
+                // The most that the guest may set; what its interface has on the host can change.
+                mtu: None,
+            })
+            .collect(),
         vsock: Some(VsockConfig {
             guest_cid: GUEST_CID,
             socket: places.vsock.to_owned(),
@@ -301,7 +314,8 @@ mod tests {
             shape(None, None).unwrap(),
             Shape {
                 memory_mib: 256,
-                vcpus: 1
+                vcpus: 1,
+                nics: 0,
             }
         );
     }
@@ -313,7 +327,8 @@ mod tests {
             shape,
             Shape {
                 memory_mib: 256 + 48 + 8,
-                vcpus: 2
+                vcpus: 2,
+                nics: 0,
             }
         );
     }

@@ -69,6 +69,13 @@ pub struct Ready {
     _relay: Server,
 }
 
+impl Ready {
+    /// The agent.
+    pub fn agent(&self) -> &Agent {
+        &self.agent
+    }
+}
+
 impl Pod {
     /// Starts the VM. It boots while the caller prepares the container.
     ///

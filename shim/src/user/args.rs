@@ -108,6 +108,9 @@ pub struct RunArgs {
     /// Map files through a window of this size instead of copying them
     #[arg(long, value_name = "SIZE")]
     pub dax_window: Option<Size>,
+    /// Give the container the interfaces of a network namespace, by its path or its name in /run/netns
+    #[arg(long, value_name = "NETNS")]
+    pub network: Option<PathBuf>,
     /// Another guest kernel
     #[arg(long, value_name = "FILE")]
     pub kernel: Option<PathBuf>,

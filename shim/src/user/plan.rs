@@ -9,11 +9,12 @@ use oci_spec::runtime::Spec;
 
 use super::args::{Form, RunArgs};
 use crate::{
+    network::{self, NetworkError, SLOTS, Wanted},
     pod::{
         BadId, ContainerId,
         container::Attachment,
         design::{self, DesignError, Shape},
-        options::Disk,
+        options::{CpuLimit, Disk, MemoryLimit},
         spec::Wishes,
     },
     storage::ImageRef,
@@ -32,6 +33,9 @@ pub enum PlanError {
     /// What was asked for can't be had.
     #[error(transparent)]
     Design(#[from] DesignError),
+    /// A network that a VM can't have.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     /// Not an image.
     #[error(transparent)]
     Image(#[from] crate::storage::ImageRefError),
@@ -103,6 +107,20 @@ pub struct Plan {
     pub keep: bool,
     pub crash_on: Option<u32>,
     pub hostname: String,
+    /// Whose interfaces the pod has.
+    pub network: Option<PathBuf>,
+}
+
+impl Plan {
+    /// The file that becomes the container's `/etc/resolv.conf`, if its engine has made one.
+    pub fn resolv_conf(&self) -> Option<PathBuf> {
+        let Source::Bundle { spec, dir, .. } = &self.source else {
+            return None;
+        };
+        let mut mounts = spec.mounts().iter().flatten();
+        let mount = mounts.find(|m| m.destination() == Path::new("/etc/resolv.conf"))?;
+        mount.source().as_ref().map(|source| dir.join(source))
+    }
 }
 
 /// Decides. All paths in the plan are absolute.
@@ -111,10 +129,13 @@ pub struct Plan {
 /// The first thing that is wrong.
 pub fn plan(args: RunArgs, form: Form, stdin_is_terminal: bool) -> Result<Plan, PlanError> {
     if args.pod.is_some()
-        && !(args.disks.is_empty() && args.dax_window.is_none() && args.kernel.is_none())
+        && !(args.disks.is_empty()
+            && args.dax_window.is_none()
+            && args.kernel.is_none()
+            && args.network.is_none())
     {
         return Err(PlanError::Misplaced(
-            "--disk, --dax-window and --kernel belong to the container that starts the pod",
+            "--disk, --dax-window, --network and --kernel belong to the container that starts the pod",
         ));
     }
     let assets = Assets::find(&Overrides {
@@ -150,6 +171,12 @@ fn plan_bundle(args: &RunArgs, assets: Assets) -> Result<Plan, PlanError> {
     for bind in &checked.binds {
         must_exist(&bind.source)?;
     }
+    let network = match (network::wanted(&spec), &args.pod) {
+        // The pod has the network of the container that started it.
+        (_, Some(_)) | (Wanted::New, None) => None,
+        (Wanted::Host, None) => return Err(NetworkError::Host.into()),
+        (Wanted::At(path), None) => Some(absolute(&path)),
+    };
     let (memory, cpus) = design::limits(&spec)?;
     let terminal = spec
         .process()
@@ -163,7 +190,8 @@ fn plan_bundle(args: &RunArgs, assets: Assets) -> Result<Plan, PlanError> {
             dir,
             rootfs,
         },
-        shape: design::shape(memory, cpus)?,
+        shape: shape(memory, cpus, network.as_deref())?,
+        network,
         assets,
         disks: absolute_disks(&args.disks)?,
         dax_window_mib: dax_window_mib(args),
@@ -193,6 +221,7 @@ fn foreign_to_bundles(args: &RunArgs) -> Vec<&'static str> {
         ("--user", args.user.is_some()),
         ("--entrypoint", args.entrypoint.is_some()),
         ("--hostname", args.hostname.is_some()),
+        ("--network", args.network.is_some()),
         ("--read-only", args.read_only),
         ("--cap-add", !args.cap_add.is_empty()),
         ("--cap-drop", !args.cap_drop.is_empty()),
@@ -212,6 +241,7 @@ fn plan_image(args: RunArgs, assets: Assets, stdin_is_terminal: bool) -> Result<
         volume.source = absolute(&volume.source);
         must_exist(&volume.source)?;
     }
+    let network = args.network.as_deref().map(named_network).transpose()?;
     let disks = absolute_disks(&args.disks)?;
     let dax_window_mib = dax_window_mib(&args);
     let wishes = Wishes {
@@ -241,7 +271,8 @@ fn plan_image(args: RunArgs, assets: Assets, stdin_is_terminal: bool) -> Result<
             wishes: Box::new(wishes),
             user: args.user,
         },
-        shape: design::shape(args.memory, args.cpus)?,
+        shape: shape(args.memory, args.cpus, network.as_deref())?,
+        network,
         assets,
         disks,
         dax_window_mib,
@@ -255,6 +286,28 @@ fn plan_image(args: RunArgs, assets: Assets, stdin_is_terminal: bool) -> Result<
         crash_on: args.debug_crash_agent_on,
         id,
     })
+}
+
+/// A VM with a network has NICs.
+fn shape(
+    memory: Option<MemoryLimit>,
+    cpus: Option<CpuLimit>,
+    network: Option<&Path>,
+) -> Result<Shape, DesignError> {
+    Ok(Shape {
+        nics: network.map_or(0, |_| SLOTS),
+        ..design::shape(memory, cpus)?
+    })
+}
+
+/// A path, or what `ip netns` knows by this name.
+fn named_network(network: &Path) -> Result<PathBuf, NetworkError> {
+    let is_name = network.components().count() == 1 && !network.is_absolute();
+    match network.to_str() {
+        Some("host") => Err(NetworkError::Host),
+        Some(name) if is_name => Ok(Path::new("/run/netns").join(name)),
+        _ => Ok(absolute(network)),
+    }
 }
 
 fn read_spec(dir: &Path) -> Result<Spec, PlanError> {
@@ -351,6 +404,14 @@ mod tests {
         assert_eq!(named, ["--tty", "--memory", "--volume"]);
         let none = foreign(&["--rm", "--timing", "--kernel", "k", "--pod", "p", "web"]);
         assert!(none.is_empty(), "{none:?}");
+    }
+
+    #[test]
+    fn networks_are_named_as_ip_netns_does_or_by_path() {
+        let of = |name: &str| named_network(Path::new(name));
+        assert_eq!(of("web").unwrap(), Path::new("/run/netns/web"));
+        assert_eq!(of("/proc/7/ns/net").unwrap(), Path::new("/proc/7/ns/net"));
+        assert!(matches!(of("host"), Err(NetworkError::Host)));
     }
 
     #[test]

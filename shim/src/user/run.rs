@@ -22,6 +22,7 @@ use super::{
 use crate::{
     guest::{Agent, AgentError, Exit},
     journal::{self, Journal, Record},
+    network::{Ends, NetworkError, PodNetwork},
     pod::{
         ContainerId,
         container::{self, ContainerError, Launch},
@@ -59,6 +60,8 @@ pub(super) enum RunError {
     Spec(#[from] SpecError),
     #[error(transparent)]
     Design(#[from] DesignError),
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     #[error(transparent)]
     Pod(#[from] PodError),
     #[error("the pod {0} has ended, and this container with it")]
@@ -102,10 +105,14 @@ fn carry_out(args: RunArgs, form: Form, timing: &Arc<Timing>) -> Result<Exit, Ru
     if !container::fits_a_socket(dir.path()) {
         return Err(RunError::PathTooLong(dir.path().to_owned()));
     }
+    let mut network = plan.network.as_deref().map(PodNetwork::open).transpose()?;
+    if let Some(network) = &mut network {
+        network.set_resolv_conf(plan.resolv_conf());
+    }
     let restores_terminal = plan.attachment.terminal && stdin_is_terminal;
     let mut warden = Warden::start(&dir, restores_terminal)
         .map_err(|error| RunError::Host("start the warden", error))?;
-    let result = in_own_directory(&plan, &dir, &mut warden, timing);
+    let result = in_own_directory(&plan, &dir, network, &mut warden, timing);
     warden.finish();
     result
 }
@@ -113,6 +120,7 @@ fn carry_out(args: RunArgs, form: Form, timing: &Arc<Timing>) -> Result<Exit, Ru
 fn in_own_directory(
     plan: &Arc<Plan>,
     dir: &PodDir,
+    network: Option<PodNetwork>,
     warden: &mut Warden,
     timing: &Arc<Timing>,
 ) -> Result<Exit, RunError> {
@@ -133,7 +141,7 @@ fn in_own_directory(
         .build()
         .map_err(|error| RunError::Host("start the event loop", error))?;
     let result = match &plan.pod {
-        None => runtime.block_on(own_pod(plan, dir, &journal, timing)),
+        None => runtime.block_on(own_pod(plan, dir, network, &journal, timing)),
         Some(pod) => join_pod(&runtime, plan, pod, &journal, timing),
     };
     // Never waits for the thread that reads our standard input.
@@ -144,6 +152,7 @@ fn in_own_directory(
 async fn own_pod(
     plan: &Arc<Plan>,
     dir: &PodDir,
+    network: Option<PodNetwork>,
     journal: &Journal,
     timing: &Arc<Timing>,
 ) -> Result<Exit, RunError> {
@@ -172,7 +181,7 @@ async fn own_pod(
         Ok(spec) => {
             let started = || keep(plan, journal);
             let launch = launch(plan, dir, &spec, &started, journal, timing);
-            in_pod(plan, &mut pod, &launch).await
+            in_pod(plan, &mut pod, network, &launch).await
         }
         Err(error) => Err(error),
     };
@@ -196,6 +205,7 @@ async fn own_pod(
 async fn in_pod(
     plan: &Plan,
     pod: &mut Pod,
+    network: Option<PodNetwork>,
     launch: &Launch<'_>,
 ) -> Result<(Exit, Ready, Signals), RunError> {
     let mut signals =
@@ -204,8 +214,37 @@ async fn in_pod(
     let ready = pod
         .ready(&plan.hostname, dax, &mut signals, launch.timing)
         .await?;
-    let exit = pod.run(&ready, launch, &mut signals).await?;
+    let exit = match network {
+        None => pod.run(&ready, launch, &mut signals).await?,
+        Some(network) => with_network(network, pod, &ready, launch, &mut signals).await?,
+    };
     Ok((exit, ready, signals))
+}
+
+/// Runs the container with the interfaces of now, and those that come while it runs.
+async fn with_network(
+    mut network: PodNetwork,
+    pod: &Pod,
+    ready: &Ready,
+    launch: &Launch<'_>,
+    signals: &mut Signals,
+) -> Result<Exit, RunError> {
+    let ends = Ends {
+        dir: launch.dir,
+        agent: ready.agent(),
+        journal: launch.journal,
+    };
+    // Before the first look: what changes after it must not be missed.
+    let watch = network.watch()?;
+    network.bring(ends).await?;
+    launch.timing.mark("network ready");
+    tokio::select! {
+        exit = pod.run(ready, launch, signals) => Ok(exit?),
+        failed = network.follow(watch, ends) => {
+            failed?;
+            Err(RunError::Host("watch the network", io::ErrorKind::UnexpectedEof.into()))
+        }
+    }
 }
 
 fn launch<'a>(
