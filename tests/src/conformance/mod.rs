@@ -35,7 +35,8 @@ use wanted::Wanted;
 /// The list of what can't pass, and why.
 const REASONS: &str = "tests/conformance.md";
 
-/// Runs what `words` ask for and prints the scoreboard. Returns 1 if vmbox fails what runc passes for no reason given.
+/// Runs what `words` ask for and prints the scoreboard. Returns 1 if vmbox fails what runc passes for no reason given, or
+/// if a file of tests ended before its last.
 ///
 /// `VMBOX_TEST_BUILD=no` takes `.build/product` as it is.
 pub fn run(workspace: &Workspace, archs: &[Arch], words: &[String]) -> Result<i32> {
@@ -53,6 +54,7 @@ pub fn run(workspace: &Workspace, archs: &[Arch], words: &[String]) -> Result<i3
     let records = Records::of(workspace);
     let mut session = Session::new(workspace, &suites, &runtimes)?;
     let mut board = Board::new(&runtimes);
+    let mut unfinished = Vec::new();
     for unit in &units {
         for runtime in &runtimes {
             let stamp = session.stamp(*runtime);
@@ -68,6 +70,10 @@ pub fn run(workspace: &Workspace, archs: &[Arch], words: &[String]) -> Result<i3
                 }
             };
             board.enter(*runtime, unit.verdicts(record.code, &record.output));
+            let unreached = unit.unreached(&record.output);
+            if unreached > 0 {
+                unfinished.push(format!("{} {}: {unreached}", runtime.name(), unit.key()));
+            }
         }
     }
     drop(session);
@@ -78,7 +84,11 @@ pub fn run(workspace: &Workspace, archs: &[Arch], words: &[String]) -> Result<i3
         records.dir().display()
     ));
     print!("{}", board.render());
-    Ok(conclude(&board, &Reasons::read(&list), wanted.is_all()))
+    for unit in &unfinished {
+        println!("tests not reached: {unit}");
+    }
+    let code = conclude(&board, &Reasons::read(&list), wanted.is_all());
+    Ok(code.max(i32::from(!unfinished.is_empty())))
 }
 
 fn units(suites: &Path, wanted: &Wanted) -> Result<Vec<Unit>> {

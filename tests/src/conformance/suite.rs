@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 
-use super::tap::{Verdict, points};
+use super::tap::{Verdict, planned, points};
 
 /// A suite of others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,6 +96,14 @@ impl Unit {
                 .collect(),
         }
     }
+
+    /// How many of the tests that it announced are not in what it printed; a program is one test, whatever it prints.
+    pub fn unreached(&self, output: &str) -> usize {
+        match self.suite {
+            Suite::RuntimeTools => 0,
+            Suite::Bats => planned(output).max(1).saturating_sub(points(output).len()),
+        }
+    }
 }
 
 /// A program passes if it ends well and none of its points failed; some say nothing when they pass.
@@ -142,13 +150,25 @@ mod tests {
         assert_eq!(program(0, "ok 1 # SKIP no cgroup v1\n"), Verdict::Skipped);
     }
 
-    #[test]
-    fn each_test_of_a_file_is_named_by_both() {
-        let unit = Unit {
+    fn file() -> Unit {
+        Unit {
             suite: Suite::Bats,
             name: "exec".into(),
-        };
-        let verdicts = unit.verdicts(1, "1..2\r\nok 1 runc exec\r\nnot ok 2 runc exec --tty\r\n");
+        }
+    }
+
+    #[test]
+    fn file_that_ends_early_is_found_out() {
+        assert_eq!(file().unreached("1..2\nok 1 a\nok 2 b\n"), 0);
+        assert_eq!(file().unreached("1..2\nok 1 a\n"), 1);
+        assert_eq!(file().unreached("bats: command not found\n"), 1);
+    }
+
+    #[test]
+    fn each_test_of_a_file_is_named_by_both() {
+        let unit = file();
+        let output = "1..2\r\nok 1 runc exec\r\nnot ok 2 runc exec --tty\r\n";
+        let verdicts = unit.verdicts(1, output);
         let expected = [
             ("bats/exec: runc exec".to_owned(), Verdict::Passed),
             ("bats/exec: runc exec --tty".to_owned(), Verdict::Failed),

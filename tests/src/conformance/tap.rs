@@ -27,6 +27,12 @@ pub fn points(output: &str) -> Vec<Point> {
     output.lines().filter_map(point).collect()
 }
 
+/// How many points the plan, a line `1..N`, announces; 0 without one.
+pub fn planned(output: &str) -> usize {
+    let plan = |line: &str| line.trim_end().strip_prefix("1..")?.parse().ok();
+    output.lines().find_map(plan).unwrap_or(0)
+}
+
 fn point(line: &str) -> Option<Point> {
     let line = line.trim_end();
     let (failed, rest) = match line.strip_prefix("not ok") {
@@ -124,6 +130,13 @@ mod tests {
     fn lines_for_people_are_no_points() {
         let output = "TAP version 13\n1..2\n# ok\n  ok\nokay\nnot okay\n  ---\n  {}\n  ...\n";
         assert_eq!(points(output), Vec::new());
+    }
+
+    #[test]
+    fn plan_is_read_wherever_it_is() {
+        assert_eq!(planned("TAP version 13\n1..15\r\nok 1 a\r\n"), 15);
+        assert_eq!(planned("ok 1 a\n1..1\n"), 1);
+        assert_eq!(planned("ok 1 a\n"), 0);
     }
 
     #[test]
