@@ -41,13 +41,18 @@ mv "$db/status.new" "$db/status"
 "#;
 
 /// Copies what no package ships from the tree `$1` to the tree `$2`: /etc as the packages' scripts have left it, but for
-/// what the loader reads, and the links of alternatives.
+/// what the loader reads; the links of alternatives; the folders and links outside of /usr; Python's compiled modules,
+/// without which every start compiles them anew.
 const COMPLETE: &str = r#"
-set -eu
+set -euo pipefail
 tar -C "$1" --exclude=etc/ld.so.cache --exclude='etc/ld.so.conf.d/*-linux-gnu.conf' -c etc var/lib/dpkg/alternatives |
     tar -C "$2" -x --skip-old-files
 cd "$1"
-find usr -type l -lname '/etc/alternatives/*' -print0 | tar --null -T - -c | tar -C "$2" -x --skip-old-files
+{
+    find usr -type l -lname '/etc/alternatives/*' -print0
+    find media mnt opt srv usr/local var '(' -type d -o -type l ')' -print0
+    find usr/lib/python3* -path '*/__pycache__*' -print0
+} | tar --no-recursion --null -T - -c | tar -C "$2" -x --skip-old-files
 "#;
 
 /// Unpacks Debian's minimum and `packages` at `root`, without a database of them, which takes longer than unpacking.
@@ -77,7 +82,7 @@ fn extract(
     command.args(["--include=?essential", "--include=?priority(required)"]);
     command.args(["--include", packages]).args(hook);
     run(command.arg(SUITE).arg(root))?;
-    let mut complete = as_root("sh");
+    let mut complete = as_root("bash");
     complete.args(["-c", COMPLETE, "complete"]);
     run(complete.arg(model).arg(root))
 }

@@ -51,7 +51,7 @@ pub fn host_image(workspace: &Workspace, arch: Arch) -> Result<HostImage> {
         })?
     } else {
         let model = host_image(workspace, Arch::native())?;
-        let parts = ["foreign host 2", SUITE, &packages(arch)];
+        let parts = ["foreign host 3", SUITE, &packages(arch)];
         cached(host.join(key(&parts)), |new| {
             say(&format!(
                 "unpacking the virtual {arch} host's root from Debian packages (1 to 2 minutes)"
