@@ -71,6 +71,10 @@ fn split_directive(rest: &str) -> (&str, Option<Directive>) {
         if word.starts_with("todo") {
             return (&rest[..at], Some(Directive::Todo));
         }
+        // bats' own remark on a test that it ended.
+        if word.starts_with("timeout after ") {
+            return (&rest[..at], None);
+        }
     }
     (rest, None)
 }
@@ -116,6 +120,14 @@ mod tests {
     #[test]
     fn what_is_not_done_yet_does_not_fail() {
         assert_eq!(of("not ok 3 - # Todo bind").1, Verdict::Passed);
+    }
+
+    #[test]
+    fn test_that_ran_out_of_time_keeps_its_name() {
+        assert_eq!(
+            of("not ok 1 a # timeout after 180s"),
+            ("a".into(), Verdict::Failed)
+        );
     }
 
     #[test]
