@@ -4,6 +4,7 @@
 pub mod guest;
 pub mod journal;
 pub mod network;
+pub mod oci;
 pub mod pod;
 pub mod stdio;
 pub mod storage;

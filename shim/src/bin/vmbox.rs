@@ -3,16 +3,23 @@
 use std::{ffi::OsString, process::ExitCode};
 
 use clap::{Parser, error::ErrorKind};
-use vmbox_shim::user::{
-    self,
-    args::{Cli, complaint},
+use vmbox_shim::{
+    oci,
+    user::{
+        self,
+        args::{Cli, complaint},
+    },
 };
 
 fn main() -> ExitCode {
+    let mut words = std::env::args().skip(1);
+    if words.next().is_some_and(|verb| verb == oci::KEEPER) {
+        std::process::exit(oci::keeper(words).into());
+    }
     show_warnings();
     match Cli::try_parse() {
         // Not `ExitCode`, which would run destructors of threads that wait for input.
-        Ok(cli) => std::process::exit(user::execute(cli.verb).into()),
+        Ok(cli) => std::process::exit(user::execute(cli).into()),
         Err(error) => match error.kind() {
             ErrorKind::DisplayHelp
             | ErrorKind::DisplayVersion

@@ -11,10 +11,11 @@ use vmbox_protocol::{
     agent_ttrpc::{ContainersClient, PodClient, ProcessesClient},
 };
 
+use super::dial;
 use crate::pod::{ContainerId, design::SHARE_TAG, fill_random};
 
 /// A call that should be over in an instant may take this long on a machine that is very busy.
-const CALL: Duration = Duration::from_secs(60);
+pub(super) const CALL: Duration = Duration::from_secs(60);
 
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
@@ -61,8 +62,8 @@ pub struct Exit {
 pub struct Agent {
     client: Client,
     pod: PodClient,
-    containers: ContainersClient,
-    processes: ProcessesClient,
+    pub(super) containers: ContainersClient,
+    pub(super) processes: ProcessesClient,
 }
 
 impl Agent {
@@ -97,6 +98,18 @@ impl Agent {
     /// # Errors
     /// The agent refused, or is gone.
     pub async fn setup(&self, hostname: &str, dax: bool) -> Result<(), AgentError> {
+        self.set_up(hostname, dax, false).await
+    }
+
+    /// As [`Self::setup`], for a guest that is to outlive this connection.
+    ///
+    /// # Errors
+    /// The agent refused, or is gone.
+    pub async fn setup_lasting(&self, hostname: &str) -> Result<(), AgentError> {
+        self.set_up(hostname, false, true).await
+    }
+
+    async fn set_up(&self, hostname: &str, dax: bool, lasting: bool) -> Result<(), AgentError> {
         let mut entropy = vec![0; 64];
         fill_random(&mut entropy);
         let now = std::time::SystemTime::now()
@@ -111,6 +124,7 @@ impl Agent {
                 dax,
                 ..Default::default()
             }],
+            lasting,
             ..Default::default()
         };
         self.pod
@@ -130,7 +144,7 @@ impl Agent {
         Ok(())
     }
 
-    /// Makes a container whose init process waits for [`Self::start`].
+    /// Makes a container whose init process waits for [`Self::start`]; its process id in the guest.
     ///
     /// # Errors
     /// The agent refused, or is gone.
@@ -139,17 +153,18 @@ impl Agent {
         id: &ContainerId,
         spec: Vec<u8>,
         stdio: Stdio,
-    ) -> Result<(), AgentError> {
+    ) -> Result<u32, AgentError> {
         let request = CreateRequest {
             id: id.to_string(),
             spec,
             stdio: Some(stdio).into(),
             ..Default::default()
         };
-        self.containers
+        let answer = self
+            .containers
             .create(context::with_duration(CALL), &request)
             .await?;
-        Ok(())
+        Ok(answer.pid)
     }
 
     /// Lets the init process go.
@@ -279,32 +294,37 @@ impl Agent {
     }
 }
 
-fn container(id: &ContainerId) -> ContainerRequest {
+pub(super) fn container(id: &ContainerId) -> ContainerRequest {
     ContainerRequest {
         id: id.to_string(),
         ..Default::default()
     }
 }
 
-/// Removes a container through a pod's relay, from a program without a runtime; one that is being made, as soon as it is.
+/// Removes a container through a pod's relay, or its vsock socket if it has none, from a program without a runtime; one that is being made, as soon as it is.
 /// Fine if there is none, or no pod any more.
 ///
 /// # Errors
 /// The agent refused, or has not done it within a minute.
-pub fn delete_container(relay: &Path, id: &str) -> Result<(), AgentError> {
+pub fn delete_container(relay: &Path, vsock: &Path, id: &str) -> Result<(), AgentError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| AgentError::Unasked(error.to_string()))?;
-    let deleted = runtime.block_on(async { tokio::time::timeout(CALL, forget(relay, id)).await });
+    let deleted =
+        runtime.block_on(async { tokio::time::timeout(CALL, forget(relay, vsock, id)).await });
     deleted.unwrap_or_else(|_| Err(AgentError::Unasked("no answer".into())))
 }
 
 /// Between two looks at a container that is being made: nothing tells when it is.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
-async fn forget(relay: &Path, id: &str) -> Result<(), AgentError> {
-    let Ok(agent) = Agent::connect(relay).await else {
+async fn forget(relay: &Path, vsock: &Path, id: &str) -> Result<(), AgentError> {
+    let reached = match relay.exists() {
+        true => Agent::connect(relay).await.ok(),
+        false => dial(vsock).await.ok().map(Agent::new),
+    };
+    let Some(agent) = reached else {
         return Ok(());
     };
     loop {
@@ -385,12 +405,14 @@ mod tests {
             .add_listener(listener)
             .register_service(create_containers(Arc::new(agent)));
         server.start().await.unwrap();
-        forget(&socket, "web").await.unwrap();
+        forget(&socket, Path::new("/no/such"), "web").await.unwrap();
         assert!(*deleted.lock().unwrap());
     }
 
     #[tokio::test]
     async fn of_a_pod_that_has_ended_nothing_is_to_be_deleted() {
-        forget(Path::new("/no/such/socket"), "web").await.unwrap();
+        forget(Path::new("/no/such/socket"), Path::new("/no/such"), "web")
+            .await
+            .unwrap();
     }
 }

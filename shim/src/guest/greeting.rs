@@ -7,7 +7,7 @@ use tokio::{
     net::{UnixListener, UnixStream},
 };
 use ttrpc::asynchronous::{Client, transport::Socket};
-use vmbox_protocol::{Hello, HelloError, MAX_LINE, Welcome};
+use vmbox_protocol::{GUEST_PORT, Hello, HelloError, MAX_LINE, Welcome};
 
 /// A connected agent has this long to say who it is.
 const GREETING: Duration = Duration::from_secs(10);
@@ -50,6 +50,28 @@ impl Greeter {
             .map_err(|_| GreetingError::Silent)??;
         Ok(Client::new(Socket::from(stream)))
     }
+}
+
+/// Connects to the agent of a pod that runs already: through the monitor's vsock socket, to the guest's own port.
+///
+/// # Errors
+/// The pod has ended, or what answers is not an agent of ours.
+pub async fn dial(vsock: &Path) -> Result<Client, GreetingError> {
+    let meet = async {
+        let mut stream = UnixStream::connect(vsock).await?;
+        stream
+            .write_all(format!("CONNECT {GUEST_PORT}\n").as_bytes())
+            .await?;
+        let answer = read_line(&mut stream).await?;
+        if !answer.starts_with("OK ") {
+            return Err(io::Error::from(io::ErrorKind::ConnectionRefused).into());
+        }
+        greet(&mut stream).await?;
+        Ok(Client::new(Socket::from(stream)))
+    };
+    tokio::time::timeout(GREETING, meet)
+        .await
+        .map_err(|_| GreetingError::Silent)?
 }
 
 async fn greet(stream: &mut UnixStream) -> Result<(), GreetingError> {

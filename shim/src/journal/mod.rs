@@ -30,7 +30,7 @@ use crate::{
     pod::{ContainerId, place::PodDir},
 };
 
-pub use undo::{UndoError, undo};
+pub use undo::{UndoError, leave, undo};
 
 /// One resource.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

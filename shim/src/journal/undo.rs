@@ -163,8 +163,12 @@ fn remove_layer(store: &Path, container: &str) -> Result<(), UndoError> {
     })
 }
 
-/// Takes a container out of a living pod of another owner: processes, mounts, directory.
-fn leave(pod: &PodDir, container: &str) -> Result<(), UndoError> {
+/// Takes a container out of a living pod of another owner: processes, mounts, directory. Must run on a thread alone in its
+/// process, outside the pod's mount namespace.
+///
+/// # Errors
+/// The first thing that could not be undone.
+pub fn leave(pod: &PodDir, container: &str) -> Result<(), UndoError> {
     let place = pod.share().join(container);
     let io = |source| UndoError::Io {
         path: place.clone(),
@@ -187,9 +191,11 @@ fn leave(pod: &PodDir, container: &str) -> Result<(), UndoError> {
 }
 
 fn forget(pod: &PodDir, container: &str) -> Result<(), UndoError> {
-    crate::guest::delete_container(&pod.agent(), container).map_err(|error| UndoError::Member {
-        container: container.to_owned(),
-        message: crate::user::one_line(&error),
+    crate::guest::delete_container(&pod.agent(), &pod.vsock(), container).map_err(|error| {
+        UndoError::Member {
+            container: container.to_owned(),
+            message: crate::user::one_line(&error),
+        }
     })
 }
 

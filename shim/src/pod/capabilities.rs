@@ -23,6 +23,12 @@ const DEFAULT_CAPABILITIES: &[&str] = &[
     "AUDIT_WRITE",
 ];
 
+/// Every capability's name.
+pub fn all() -> Vec<String> {
+    let both = DEFAULT_CAPABILITIES.iter().chain(OTHER_CAPABILITIES);
+    both.map(|name| format!("CAP_{name}")).collect()
+}
+
 const OTHER_CAPABILITIES: &[&str] = &[
     "AUDIT_CONTROL",
     "AUDIT_READ",

@@ -99,6 +99,8 @@ pub fn limits(spec: &Spec) -> Result<(Option<MemoryLimit>, Option<CpuLimit>), De
         .as_ref()
         .and_then(|memory| memory.limit())
         .and_then(|limit| u64::try_from(limit).ok())
+        // As runc has it: no limit was chosen.
+        .filter(|limit| *limit > 0)
         .map(MemoryLimit::of_bytes)
         .transpose()?;
     let cpus = resources.cpu().as_ref().and_then(|cpu| {

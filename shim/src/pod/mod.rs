@@ -11,5 +11,6 @@ pub mod refuse;
 pub mod rootfs;
 pub mod seccomp;
 pub mod spec;
+pub mod tree;
 
 pub use id::{BadId, ContainerId, fill_random};

@@ -11,14 +11,12 @@ use std::{
 };
 
 use rustix::{
-    fs::{CWD, Mode, OFlags, ResolveFlags, mkdirat, openat2},
+    fs::{Mode, OFlags, ResolveFlags, mkdirat, openat2},
     io::Errno,
-    mount::{
-        MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree,
-    },
+    mount::{MountPropagationFlags, UnmountFlags},
 };
 
-use super::{ContainerId, design::HostBind};
+use super::{ContainerId, design::HostBind, tree::Tree};
 
 /// Files of the container's `/etc` that the host provides.
 pub const ETC_FILES: &[&str] = &["hostname", "hosts", "resolv.conf"];
@@ -97,6 +95,16 @@ impl PodDir {
     /// The owner's relay to the agent.
     pub fn agent(&self) -> PathBuf {
         self.0.join("agent.sock")
+    }
+
+    /// The named pipe that keeps the VM running while somebody holds it.
+    pub fn lifeline(&self) -> PathBuf {
+        self.0.join("lifeline")
+    }
+
+    /// A file for each container of an OCI engine in this pod; its content is the path of that container's directory.
+    pub fn members(&self) -> PathBuf {
+        self.0.join("members")
     }
 
     /// What the monitor writes to its standard error.
@@ -265,8 +273,8 @@ impl Corner {
 /// A file or directory in a [`Corner`].
 #[derive(Debug)]
 pub struct Spot {
-    fd: OwnedFd,
-    path: PathBuf,
+    pub(super) fd: OwnedFd,
+    pub(super) path: PathBuf,
 }
 
 impl Spot {
@@ -284,59 +292,7 @@ impl Spot {
 /// # Errors
 /// The source is missing, or the kernel refuses.
 pub fn bind(corner: &Corner, target: &Path, bind: &HostBind) -> Result<(), PlaceError> {
-    let metadata =
-        fs::metadata(&bind.source).map_err(|_| PlaceError::NoSource(bind.source.clone()))?;
-    let spot = if metadata.is_dir() {
-        corner.make_dir(target)?
-    } else {
-        corner.write_file(target, b"")?
-    };
-    attach(bind, &spot).map_err(|error| PlaceError::Mount {
-        what: bind.source.clone(),
-        target: spot.path.clone(),
-        source: error,
-    })
-}
-
-/// Nothing is mounted before it is read-only, so that there is no moment in which the guest could write.
-fn attach(bind: &HostBind, spot: &Spot) -> io::Result<()> {
-    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    if bind.recursive {
-        flags |= OpenTreeFlags::AT_RECURSIVE;
-    }
-    let tree = open_tree(CWD, &bind.source, flags)?;
-    if bind.read_only {
-        make_read_only(&tree)?;
-    }
-    let both_open =
-        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-    Ok(move_mount(&tree, c"", &spot.fd, c"", both_open)?)
-}
-
-/// Makes a mount and all below it read-only (mount_setattr(2)): MS_REMOUNT would leave out those below.
-fn make_read_only(tree: &OwnedFd) -> io::Result<()> {
-    let attributes = libc::mount_attr {
-        attr_set: libc::MOUNT_ATTR_RDONLY,
-        attr_clr: 0,
-        propagation: 0,
-        userns_fd: 0,
-    };
-    // SAFETY: the descriptor is open, the path a C string, and the size that of the structure, which outlives the call.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            tree.as_raw_fd(),
-            c"".as_ptr(),
-            libc::AT_EMPTY_PATH | libc::AT_RECURSIVE,
-            &raw const attributes,
-            size_of::<libc::mount_attr>(),
-        )
-    };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    Tree::open(bind)?.attach(corner, target)
 }
 
 /// Writes the files that become the container's `/etc/hostname`, `/etc/hosts` and `/etc/resolv.conf`.
@@ -446,34 +402,6 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert_eq!(message, "/does/not/exist is not there");
-    }
-
-    #[test]
-    fn a_read_only_volume_is_read_only_below_its_submounts_too() {
-        let share = tempfile::tempdir().unwrap();
-        let source = tempfile::tempdir().unwrap();
-        let below = source.path().join("below");
-        fs::create_dir(&below).unwrap();
-        let flags = rustix::mount::MountFlags::empty();
-        rustix::mount::mount("vmbox", &below, "tmpfs", flags, None).unwrap();
-        let wanted = HostBind {
-            source: source.path().into(),
-            target: "web/volumes/0".into(),
-            recursive: true,
-            read_only: true,
-        };
-        let bound = bind(&corner(share.path()), Path::new("volumes/0"), &wanted);
-        let volume = share.path().join("web/volumes/0");
-        let written = ["file", "below/file"].map(|name| fs::write(volume.join(name), b"x"));
-        let source_written = fs::write(below.join("file"), b"x");
-        unmount_below(share.path()).unwrap();
-        unmount_below(source.path()).unwrap();
-        bound.unwrap();
-        for result in written {
-            let error = result.unwrap_err();
-            assert_eq!(error.kind(), io::ErrorKind::ReadOnlyFilesystem);
-        }
-        source_written.unwrap();
     }
 
     #[test]

@@ -63,16 +63,15 @@ fn hooks(spec: &Spec) -> Result<(), DesignError> {
     let Some(hooks) = spec.hooks() else {
         return Ok(());
     };
+    // createContainer and startContainer are the guest's.
     let lists = [
         hooks.prestart(),
         hooks.create_runtime(),
-        hooks.create_container(),
-        hooks.start_container(),
         hooks.poststart(),
         hooks.poststop(),
     ];
     if lists.into_iter().flatten().any(|list| !list.is_empty()) {
-        return refuse("hooks are not supported yet");
+        return refuse("hooks: those of the host are run by `vmbox create`");
     }
     Ok(())
 }

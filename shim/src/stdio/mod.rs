@@ -4,5 +4,5 @@ mod copy;
 mod stream;
 mod terminal;
 
-pub use stream::{Direction, Stream};
+pub use stream::{Direction, Stream, bind_free_port};
 pub use terminal::{RawMode, Saved, restore_on_loss, save, size_of};

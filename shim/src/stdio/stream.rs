@@ -2,7 +2,7 @@
 
 use std::{
     fs, io,
-    os::unix::net::UnixStream,
+    os::unix::net::{self, UnixStream},
     path::{Path, PathBuf},
     sync::Arc,
     thread,
@@ -53,6 +53,8 @@ impl Stream {
         timing: &Arc<Timing>,
     ) -> io::Result<Self> {
         let (port, path, listener) = bind_free_port(dir, announce)?;
+        listener.set_nonblocking(true)?;
+        let listener = UnixListener::from_std(listener)?;
         let timing = Arc::clone(timing);
         let socket_path = path.clone();
         let copying = tokio::spawn(async move {
@@ -96,12 +98,16 @@ impl Drop for Stream {
     }
 }
 
-/// bind(2) fails if the path exists: that is what makes a port ours, also between the processes of one pod. What is
-/// announced will be removed if we are killed, so a port that is taken is not announced.
-fn bind_free_port(
+/// Listens on a port of the pod that nobody else has: bind(2) fails if the path exists, and that is what makes a port ours,
+/// also between the processes of one pod. What is announced will be removed if we are killed, so a port that is taken is not
+/// announced.
+///
+/// # Errors
+/// As `announce` says, or bind(2), for another reason than that.
+pub fn bind_free_port(
     dir: &PodDir,
     announce: &dyn Fn(&Path) -> io::Result<()>,
-) -> io::Result<(u32, PathBuf, UnixListener)> {
+) -> io::Result<(u32, PathBuf, net::UnixListener)> {
     loop {
         let mut random = [0; 4];
         fill_random(&mut random);
@@ -113,7 +119,7 @@ fn bind_free_port(
             continue;
         }
         announce(&path)?;
-        match UnixListener::bind(&path) {
+        match net::UnixListener::bind(&path) {
             Ok(listener) => return Ok((port, path, listener)),
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
             Err(error) => return Err(error),

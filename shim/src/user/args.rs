@@ -4,15 +4,21 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::pod::{
-    ContainerId,
-    options::{CpuLimit, Disk, MemoryLimit, Size, Volume},
+use crate::{
+    oci::args::{BundleArgs, Globals, OciVerb, StartArgs},
+    pod::{
+        ContainerId,
+        options::{CpuLimit, Disk, MemoryLimit, Size, Volume},
+    },
 };
 
 /// Containers, each in a virtual machine of its own.
 #[derive(Debug, Parser)]
 #[command(name = "vmbox", version)]
 pub struct Cli {
+    /// What an engine says before the verb.
+    #[command(flatten)]
+    pub globals: Globals,
     /// What to do.
     #[command(subcommand)]
     pub verb: Verb,
@@ -26,6 +32,9 @@ pub enum Verb {
         override_usage = "vmbox run [OPTIONS] IMAGE [COMMAND]...\n       vmbox run [--bundle DIR] ID"
     )]
     Run(Box<RunArgs>),
+    /// runc's
+    #[command(flatten)]
+    Oci(OciVerb),
     /// Tell whether this machine can run guests and, if not, why and what to do
     Check,
     /// Remove what crashed pods have left behind, and layers of images that no container uses
@@ -120,6 +129,14 @@ pub struct RunArgs {
     /// Print on standard error when each phase was over
     #[arg(long)]
     pub timing: bool,
+    /// With a bundle: don't wait for the container
+    #[arg(short, long)]
+    pub detach: bool,
+    /// With a bundle: leave the container to be deleted
+    #[arg(long)]
+    pub keep: bool,
+    #[command(flatten)]
+    pub start: StartArgs,
     /// A test's hook: the agent crashes when we get this signal.
     #[arg(long, hide = true, value_name = "SIGNAL", value_parser = signal_number)]
     pub debug_crash_agent_on: Option<u32>,
@@ -159,6 +176,30 @@ pub fn complaint(error: &clap::Error) -> String {
 }
 
 impl RunArgs {
+    /// As runc's `run`, if nothing was asked for that only `vmbox run` has.
+    pub fn as_runc(&self) -> Option<BundleArgs> {
+        let ours = self.rm
+            || self.timing
+            || self.pod.is_some()
+            || self.kernel.is_some()
+            || self.initrd.is_some()
+            || self.dax_window.is_some()
+            || self.debug_crash_agent_on.is_some()
+            || !self.disks.is_empty();
+        (!ours).then(|| BundleArgs {
+            bundle: self.bundle.clone().unwrap_or_else(|| ".".into()),
+            start: self.start.clone(),
+        })
+    }
+
+    /// Whether something was asked for that only runc's `run` has.
+    pub fn wants_runc(&self) -> bool {
+        self.detach
+            || self.keep
+            || self.start.pid_file.is_some()
+            || self.start.console_socket.is_some()
+    }
+
     /// Which of the two: a bundle if one is named, or if a lone word that is no image stands where a `config.json` is.
     pub fn form(&self, is_file: impl Fn(&str) -> bool) -> Form {
         let names_an_image = ["oci:", "dir:", "docker-archive:", "oci-archive:"]

@@ -3,14 +3,16 @@
 use super::{complain, one_line, run_dir, store_dir};
 use crate::{
     journal,
+    oci::{self, args::Globals},
     pod::{ContainerId, place::PodDir, rootfs},
     storage::Collected,
 };
 
 /// Undoes the journals of all pods whose owners are dead, then removes the images' layers that no container uses.
-pub fn gc() -> u8 {
-    // Pods first: what a dead one has mounted counts as used.
-    collect_pods().max(collect_layers())
+pub fn gc(globals: &Globals) -> u8 {
+    // Containers first, as a pod goes with its last; then pods: what a dead one has mounted counts as used.
+    let containers = collect_containers(globals);
+    containers.max(collect_pods()).max(collect_layers())
 }
 
 fn collect_layers() -> u8 {
@@ -40,10 +42,30 @@ fn collect_pods() -> u8 {
     };
     let mut code = 0;
     for (id, dir, _lock) in dead {
+        if oci::has_containers(&dir) {
+            continue;
+        }
         match journal::undo(&dir) {
             Ok(()) => println!("{id}"),
             Err(error) => {
                 complain(&format!("{id}: {}", one_line(&error)));
+                code = 1;
+            }
+        }
+    }
+    code
+}
+
+/// Removes the containers of an OCI engine that it will not come back for.
+fn collect_containers(globals: &Globals) -> u8 {
+    let root = globals.root.clone().unwrap_or_else(run_dir);
+    let mut code = 0;
+    for held in oci::abandoned(&root) {
+        let id = held.dir.file_name().unwrap_or_default().to_owned();
+        match oci::clear(held) {
+            Ok(()) => println!("{}", id.display()),
+            Err(error) => {
+                complain(&format!("{}: {}", id.display(), one_line(&error)));
                 code = 1;
             }
         }

@@ -12,14 +12,21 @@ mod warden;
 
 use std::path::PathBuf;
 
+use args::Cli;
 use args::Verb;
 
+pub(crate) use plan::{PlanError, read_spec};
+
+use crate::oci;
+
 /// Does what a command line asks; the exit code of the process.
-pub fn execute(verb: Verb) -> u8 {
-    match verb {
-        Verb::Run(wanted) => run::run(*wanted),
+pub fn execute(cli: Cli) -> u8 {
+    let globals = cli.globals;
+    match cli.verb {
+        Verb::Oci(verb) => oci::execute(&globals, verb),
+        Verb::Run(wanted) => run::run(&globals, *wanted),
         Verb::Check => check::check(),
-        Verb::Gc => gc::gc(),
+        Verb::Gc => gc::gc(&globals),
         Verb::Rm { name } => gc::rm(&name),
         Verb::Warden { dir, terminal } => warden::watch(&dir, terminal.as_deref()),
     }

@@ -138,6 +138,11 @@ pub fn plan(args: RunArgs, form: Form, stdin_is_terminal: bool) -> Result<Plan, 
             "--disk, --dax-window, --network and --kernel belong to the container that starts the pod",
         ));
     }
+    if args.wants_runc() {
+        return Err(PlanError::Misplaced(
+            "--detach, --keep, --pid-file and --console-socket are for bundles, without options of ours",
+        ));
+    }
     let assets = Assets::find(&Overrides {
         kernel: args.kernel.clone(),
         image: args.initrd.clone(),
@@ -207,7 +212,7 @@ fn plan_bundle(args: &RunArgs, assets: Assets) -> Result<Plan, PlanError> {
 }
 
 /// The options given that only an image's container can have: a bundle's is as its config.json says, to the letter.
-fn foreign_to_bundles(args: &RunArgs) -> Vec<&'static str> {
+pub fn foreign_to_bundles(args: &RunArgs) -> Vec<&'static str> {
     let given = [
         ("--interactive", args.interactive),
         ("--tty", args.tty),
@@ -310,7 +315,11 @@ fn named_network(network: &Path) -> Result<PathBuf, NetworkError> {
     }
 }
 
-fn read_spec(dir: &Path) -> Result<Spec, PlanError> {
+/// Reads a bundle's config.json.
+///
+/// # Errors
+/// It is not there, or malformed: the message names the field.
+pub fn read_spec(dir: &Path) -> Result<Spec, PlanError> {
     let path = dir.join("config.json");
     let text = fs::read(&path).map_err(|source| PlanError::Bundle {
         path: path.clone(),

@@ -12,7 +12,7 @@ use tokio::io::{Interest, unix::AsyncFd};
 use super::{
     args::{Form, RunArgs},
     complain, one_line,
-    plan::{Plan, PlanError, plan},
+    plan::{Plan, PlanError, foreign_to_bundles, plan, read_spec},
     prepare::{Preparing, keep, reserve},
     run_dir,
     signals::Signals,
@@ -22,7 +22,11 @@ use super::{
 use crate::{
     guest::{Agent, AgentError, Exit},
     journal::{self, Journal, Record},
-    network::{Ends, NetworkError, PodNetwork},
+    network::{self, Ends, NetworkError, PodNetwork, Wanted},
+    oci::{
+        self, RunOptions,
+        args::{BundleArgs, Globals},
+    },
     pod::{
         ContainerId,
         container::{self, ContainerError, Launch},
@@ -69,10 +73,23 @@ pub(super) enum RunError {
 }
 
 /// Runs the verb; the exit code.
-pub fn run(args: RunArgs) -> u8 {
+pub fn run(globals: &Globals, args: RunArgs) -> u8 {
     let timing = Arc::new(Timing::start());
     let wants_timing = args.timing;
     let form = args.form(|path| Path::new(path).is_file());
+    let foreign = foreign_to_bundles(&args);
+    if let (Form::Bundle, true, true, Some(bundle)) = (
+        form,
+        foreign.is_empty(),
+        args.command.is_empty(),
+        args.as_runc().filter(|bundle| !names_a_network(bundle)),
+    ) {
+        let options = RunOptions {
+            detach: args.detach,
+            keep: args.keep,
+        };
+        return oci::run(globals, &args.image, &bundle, options);
+    }
     let result = carry_out(args, form, &timing);
     if wants_timing {
         timing.report(&mut io::stderr());
@@ -84,6 +101,12 @@ pub fn run(args: RunArgs) -> u8 {
             exit_code(&error, form)
         }
     }
+}
+
+/// Its interfaces are carried into the guest by a process that stays, which runc's verbs have none of.
+fn names_a_network(bundle: &BundleArgs) -> bool {
+    let spec = read_spec(&bundle.bundle);
+    spec.is_ok_and(|spec| matches!(network::wanted(&spec), Wanted::At(_)))
 }
 
 fn exit_code(error: &RunError, form: Form) -> u8 {

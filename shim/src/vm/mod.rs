@@ -6,4 +6,4 @@ mod monitor;
 
 pub use assets::{AssetError, Assets, Overrides};
 pub use control::ControlError;
-pub use monitor::{End, LaunchError, Monitor};
+pub use monitor::{End, LaunchError, Lifeline, Monitor, hold_lifeline};

@@ -11,7 +11,11 @@ use std::{
     time::Duration,
 };
 
-use rustix::{fs::MemfdFlags, io::FdFlags, pipe::PipeFlags};
+use rustix::{
+    fs::{CWD, FileType, MemfdFlags, Mode, OFlags},
+    io::FdFlags,
+    pipe::PipeFlags,
+};
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
     process::{Child, Command},
@@ -57,8 +61,55 @@ pub struct End {
 pub struct Monitor {
     pid: u32,
     end: watch::Receiver<Option<End>>,
-    kill: Option<tokio::sync::oneshot::Sender<()>>,
+    order: Option<tokio::sync::oneshot::Sender<Order>>,
     _lifeline: OwnedFd,
+}
+
+/// What its watcher is to do with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Order {
+    Kill,
+    Release,
+}
+
+/// A pipe whose end is the VM's: it ends when nobody holds the writing end any more.
+#[derive(Debug)]
+pub struct Lifeline {
+    read: OwnedFd,
+    write: OwnedFd,
+}
+
+impl Lifeline {
+    /// One that only we hold.
+    ///
+    /// # Errors
+    /// As pipe(2) says.
+    pub fn pipe() -> io::Result<Self> {
+        let (read, write) = pipe()?;
+        Ok(Self { read, write })
+    }
+
+    /// One with a name, which others can [hold](hold_lifeline) too.
+    ///
+    /// # Errors
+    /// As mkfifo(3) and open(2) say.
+    pub fn named(path: &Path) -> io::Result<Self> {
+        let mode = Mode::RUSR | Mode::WUSR;
+        rustix::fs::mknodat(CWD, path, FileType::Fifo, mode, 0)?;
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let read = rustix::fs::open(path, flags, Mode::empty())?;
+        let write = hold_lifeline(path)?;
+        Ok(Self { read, write })
+    }
+}
+
+/// Keeps the VM of a named [`Lifeline`] running for as long as what is returned is open.
+///
+/// # Errors
+/// `ENXIO`: the VM has ended.
+pub fn hold_lifeline(path: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(path, flags, Mode::empty())?)
 }
 
 impl Monitor {
@@ -68,12 +119,29 @@ impl Monitor {
     /// No descriptors, or the program can't be executed. What the monitor itself finds wrong comes by [`Self::ended`].
     pub fn launch(
         program: &Path,
+        config: VmConfig,
+        log: &Path,
+        timing: &Arc<Timing>,
+    ) -> Result<Self, LaunchError> {
+        Self::launch_on(Lifeline::pipe()?, program, config, log, timing)
+    }
+
+    /// As [`Self::launch`], for a VM that lives on this lifeline.
+    ///
+    /// # Errors
+    /// As [`Self::launch`].
+    pub fn launch_on(
+        lifeline: Lifeline,
+        program: &Path,
         mut config: VmConfig,
         log: &Path,
         timing: &Arc<Timing>,
     ) -> Result<Self, LaunchError> {
         let (events, event_fd) = pipe()?;
-        let (lifeline_fd, lifeline) = pipe()?;
+        let Lifeline {
+            read: lifeline_fd,
+            write: lifeline,
+        } = lifeline;
         config.event_fd = Some(event_fd.as_raw_fd());
         config.lifeline_fd = Some(lifeline_fd.as_raw_fd());
         let config_fd = memory_file(&serde_json::to_vec(&config)?)?;
@@ -99,19 +167,20 @@ impl Monitor {
                 source,
             })?;
         let pid = child.id().unwrap_or_default();
-        let (kill, killed) = tokio::sync::oneshot::channel();
+        let (order, ordered) = tokio::sync::oneshot::channel();
         let (end_sender, end) = watch::channel(None);
         let events = tokio::net::unix::pipe::Receiver::from_owned_fd(events)?;
         let timing = Arc::clone(timing);
         let log = log.to_owned();
         tokio::spawn(async move {
-            let end = watch_child(child, events, killed, &timing, &log).await;
-            let _ = end_sender.send(Some(end));
+            if let Some(end) = watch_child(child, events, ordered, &timing, &log).await {
+                let _ = end_sender.send(Some(end));
+            }
         });
         Ok(Self {
             pid,
             end,
-            kill: Some(kill),
+            order: Some(order),
             _lifeline: lifeline,
         })
     }
@@ -138,10 +207,19 @@ impl Monitor {
         if let Ok(end) = tokio::time::timeout(patience, ended).await {
             return end;
         }
-        if let Some(kill) = self.kill.take() {
-            let _ = kill.send(());
+        if let Some(order) = self.order.take() {
+            let _ = order.send(Order::Kill);
         }
         self.ended().await
+    }
+
+    /// Lets go of it: the VM lives on for as long as others hold its lifeline.
+    pub async fn release(mut self) {
+        if let Some(order) = self.order.take() {
+            let _ = order.send(Order::Release);
+        }
+        // Never an end: the watcher leaves, and that is what is waited for.
+        let _ = self.end.changed().await;
     }
 }
 
@@ -156,11 +234,11 @@ fn lost() -> End {
 async fn watch_child(
     mut child: Child,
     events: tokio::net::unix::pipe::Receiver,
-    killed: tokio::sync::oneshot::Receiver<()>,
+    ordered: tokio::sync::oneshot::Receiver<Order>,
     timing: &Timing,
     log: &Path,
-) -> End {
-    let mut killer = Box::pin(killed);
+) -> Option<End> {
+    let mut orders = Box::pin(ordered);
     let mut lines = BufReader::new(events).lines();
     let mut exit = None;
     let mut asked_to_die = false;
@@ -176,8 +254,13 @@ async fn watch_child(
                 },
                 Ok(None) | Err(_) => break,
             },
-            // An error means that the handle was dropped: the same as a kill.
-            _ = &mut killer, if !asked_to_die => {
+            order = &mut orders, if !asked_to_die => {
+                if order == Ok(Order::Release) {
+                    // Its destructor would kill it.
+                    std::mem::forget(child);
+                    return None;
+                }
+                // An error means that the handle was dropped: the same as a kill.
                 asked_to_die = true;
                 let _ = child.start_kill();
             }
@@ -191,7 +274,7 @@ async fn watch_child(
         }
     }
     let status = child.wait().await;
-    exit.unwrap_or_else(|| unexplained(status, log))
+    Some(exit.unwrap_or_else(|| unexplained(status, log)))
 }
 
 fn unexplained(status: io::Result<ExitStatus>, log: &Path) -> End {
@@ -269,6 +352,48 @@ mod tests {
         let (end, _) = end_of("echo 'out of cheese' >&2; exit 6");
         assert_eq!(end.reason, None);
         assert!(end.message.contains("out of cheese"), "{}", end.message);
+    }
+
+    #[test]
+    fn a_named_lifeline_ends_with_its_last_holder() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lifeline");
+        let Lifeline { read, write } = Lifeline::named(&path).unwrap();
+        let another = hold_lifeline(&path).unwrap();
+        drop(write);
+        let end_of_file = || rustix::io::read(&read, &mut [0; 1]);
+        assert_eq!(end_of_file(), Err(rustix::io::Errno::AGAIN));
+        drop(another);
+        assert_eq!(end_of_file(), Ok(0));
+        drop(read);
+        let refused = hold_lifeline(&path).unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(libc::ENXIO));
+    }
+
+    #[test]
+    fn a_released_one_lives_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join("vmm");
+        std::fs::write(&program, "#!/bin/sh\nexec sleep 1000\n").unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let timing = Arc::new(Timing::start());
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let pid = runtime.block_on(async {
+            let monitor =
+                Monitor::launch(&program, config(), &dir.path().join("log"), &timing).unwrap();
+            let pid = monitor.pid();
+            monitor.release().await;
+            pid
+        });
+        drop(runtime);
+        let pid = rustix::process::Pid::from_raw(pid.cast_signed()).unwrap();
+        let gone = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::NOHANG);
+        assert!(gone.unwrap().is_none());
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty()).unwrap();
     }
 
     #[test]

@@ -1,0 +1,248 @@
+//! Starts a [keeper](super::keeper), and tells the agent where it listens.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    os::{
+        fd::{AsRawFd, OwnedFd, RawFd},
+        unix::net::{UnixListener, UnixStream},
+    },
+    path::{Path, PathBuf},
+    process::{Child, Command},
+};
+
+use rustix::{io::FdFlags, pty::OpenptFlags};
+use vmbox_protocol::agent::Stdio;
+
+use super::{
+    error::OciError,
+    keeper::{GO, READY, VERB},
+    kernel,
+    process::ProcessRef,
+};
+use crate::{pod::place::PodDir, stdio::bind_free_port, vm::hold_lifeline};
+
+/// What a process is attached to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Console<'a> {
+    /// Three streams: ours.
+    Streams,
+    /// A terminal, whose master is sent to this socket.
+    Socket(&'a Path),
+    /// A terminal: ours.
+    Ours,
+}
+
+/// Which network namespace the keeper is in: the one that engines find by its pid.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Netns {
+    /// Ours.
+    Same,
+    /// A new one.
+    New,
+    /// This one.
+    At(PathBuf),
+}
+
+/// A keeper that waits for its process to be made. Dropped before [`Self::go`], it ends.
+#[derive(Debug)]
+pub struct Seat {
+    child: Option<Child>,
+    birth: UnixStream,
+    _ports: Vec<Port>,
+    /// For the agent.
+    pub stdio: Stdio,
+    /// The keeper.
+    pub process: ProcessRef,
+}
+
+/// A socket file, removed when the agent has dialed it or never will.
+#[derive(Debug)]
+struct Port {
+    number: u32,
+    path: PathBuf,
+    listener: UnixListener,
+}
+
+impl Drop for Port {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Descriptors that a child is to inherit, and what it is told of them.
+#[derive(Default)]
+struct Legacy {
+    words: Vec<String>,
+    fds: Vec<RawFd>,
+}
+
+impl Legacy {
+    fn leave(&mut self, name: &str, fd: &impl AsRawFd) {
+        self.words.push(format!("{name}={}", fd.as_raw_fd()));
+        self.fds.push(fd.as_raw_fd());
+    }
+}
+
+impl Seat {
+    /// Starts a keeper in `pod`, which writes the exit status of its process to `exit`, if one is named.
+    ///
+    /// # Errors
+    /// The host has no room, or the pod has ended.
+    pub fn take(
+        pod: &PodDir,
+        console: Console<'_>,
+        netns: &Netns,
+        exit: Option<&Path>,
+    ) -> Result<Self, OciError> {
+        let failed = |what: &'static str| OciError::host(what);
+        let terminal = console != Console::Streams;
+        let mut ports = Vec::new();
+        let names = ["keeper", "stdin", "stdout", "stderr"];
+        for _ in names.iter().take(if terminal { 3 } else { 4 }) {
+            let (number, path, listener) =
+                bind_free_port(pod, &|_| Ok(())).map_err(failed("listen for the agent"))?;
+            ports.push(Port {
+                number,
+                path,
+                listener,
+            });
+        }
+        let (birth, theirs) = UnixStream::pair().map_err(failed("make a socket"))?;
+        let lifeline = hold_lifeline(&pod.lifeline()).map_err(failed("hold the pod's lifeline"))?;
+        let slave = match console {
+            Console::Socket(socket) => Some(terminal_for(socket)?),
+            Console::Streams | Console::Ours => None,
+        };
+        let mut legacy = Legacy::default();
+        legacy.leave("birth", &theirs);
+        legacy.leave("lifeline", &lifeline);
+        for (name, port) in names.iter().zip(&ports) {
+            legacy.leave(name, &port.listener);
+        }
+        if let Some(slave) = &slave {
+            legacy.leave("console", slave);
+        }
+        if console == Console::Ours {
+            legacy.words.push("terminal=1".into());
+        }
+        match netns {
+            Netns::Same => {}
+            Netns::New => legacy.words.push("netns=new".into()),
+            Netns::At(path) => legacy.words.push(format!("netns={}", path.display())),
+        }
+        if let Some(exit) = exit {
+            legacy.words.push(format!("exit={}", exit.display()));
+        }
+        let child = spawn(&legacy).map_err(failed("start the container's keeper"))?;
+        let port = |index: usize| ports.get(index).map_or(0, |port: &Port| port.number);
+        let (columns, rows) = crate::stdio::size_of()
+            .filter(|_| console == Console::Ours)
+            .unwrap_or((0, 0));
+        let stdio = Stdio {
+            terminal,
+            keeper_port: port(0),
+            stdin_port: port(1),
+            stdout_port: port(2),
+            stderr_port: port(3),
+            columns,
+            rows,
+            ..Default::default()
+        };
+        drop(theirs);
+        let process = ProcessRef::of(child.id()).ok_or(OciError::Keeper)?;
+        let mut seat = Self {
+            child: Some(child),
+            birth,
+            _ports: ports,
+            stdio,
+            process,
+        };
+        seat.is_ready()?;
+        Ok(seat)
+    }
+
+    fn is_ready(&mut self) -> Result<(), OciError> {
+        let mut first = [0];
+        match self.birth.read_exact(&mut first) {
+            Ok(()) if first == [READY] => Ok(()),
+            Ok(()) => {
+                let mut rest = String::new();
+                let _ = self.birth.read_to_string(&mut rest);
+                let text = String::from_utf8_lossy(&first).into_owned() + &rest;
+                Err(OciError::Host {
+                    what: "prepare the container's keeper".into(),
+                    source: std::io::Error::other(text),
+                })
+            }
+            Err(_) => Err(OciError::Keeper),
+        }
+    }
+
+    /// Its process exists: from now on the keeper lives as long as that. Returns when it has all connections, so that its
+    /// sockets need no name any more.
+    ///
+    /// # Errors
+    /// It was killed meanwhile.
+    pub fn go(mut self) -> Result<Child, OciError> {
+        self.birth.write_all(&[GO]).map_err(|_| OciError::Keeper)?;
+        // The end of this socket: it goes its own way.
+        let _ = self.birth.read(&mut [0]);
+        self.child.take().ok_or(OciError::Keeper)
+    }
+}
+
+impl Drop for Seat {
+    /// Without a process, no keeper.
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Executes this program as a keeper, with these descriptors open in it.
+fn spawn(legacy: &Legacy) -> std::io::Result<Child> {
+    let inherit = |flags| {
+        legacy.fds.iter().try_for_each(|fd| {
+            // SAFETY: the caller owns them and keeps them open across this call.
+            let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(*fd) };
+            rustix::io::fcntl_setfd(fd, flags)
+        })
+    };
+    // There is one thread: nothing else is executed meanwhile.
+    inherit(FdFlags::empty())?;
+    let child = Command::new("/proc/self/exe")
+        .arg(VERB)
+        .args(&legacy.words)
+        .spawn();
+    inherit(FdFlags::CLOEXEC)?;
+    child
+}
+
+/// Makes a terminal and sends its master to whoever listens at `socket`; the other side, raw, as the guest has a terminal
+/// of its own that echoes and edits.
+fn terminal_for(socket: &Path) -> Result<OwnedFd, OciError> {
+    let make = || -> std::io::Result<OwnedFd> {
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+        let master = rustix::pty::openpt(flags)?;
+        rustix::pty::grantpt(&master)?;
+        rustix::pty::unlockpt(&master)?;
+        let name = rustix::pty::ptsname(&master, Vec::new())?;
+        let name = name.to_string_lossy().into_owned();
+        use rustix::fs::{Mode, OFlags};
+        let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let slave = rustix::fs::open(&name, flags, Mode::empty())?;
+        let mut settings = rustix::termios::tcgetattr(&slave)?;
+        settings.make_raw();
+        rustix::termios::tcsetattr(&slave, rustix::termios::OptionalActions::Now, &settings)?;
+        let socket = UnixStream::connect(socket)?;
+        kernel::send_descriptor(&socket, &master, &name)?;
+        Ok(slave)
+    };
+    make().map_err(OciError::host(format!(
+        "send the terminal to {}",
+        socket.display()
+    )))
+}
