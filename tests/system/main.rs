@@ -10,6 +10,7 @@ mod kit;
 mod limits;
 mod monitor;
 mod network;
+mod oci;
 mod pods;
 mod share;
 mod signals;
