@@ -94,16 +94,21 @@ pub fn enter(dir: &Path, pid: u32) -> Result<(), OciError> {
     )))
 }
 
+/// The processes in a cgroup; none if it is gone.
+pub fn processes(dir: &Path) -> Vec<u32> {
+    let text = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+    text.lines().filter_map(|line| line.parse().ok()).collect()
+}
+
 /// Removes a container's cgroup; what the pod still needs of it, its monitor, goes to `heir`.
 ///
 /// # Errors
 /// The kernel refuses: somebody else has put a process there.
 pub fn remove(dir: &Path, heir: Option<&Path>) -> Result<(), OciError> {
     if let Some(heir) = heir {
-        let left = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
-        for pid in left.lines() {
+        for pid in processes(dir) {
             // One that has ended meanwhile needs no place.
-            let _ = fs::write(heir.join("cgroup.procs"), pid);
+            let _ = fs::write(heir.join("cgroup.procs"), pid.to_string());
         }
     } else if dir.exists() {
         // Keepers of processes that went with their container, on their way out.

@@ -8,12 +8,16 @@ use vmbox_protocol::agent::ProcessDetails;
 use super::{
     Context,
     args::{PsArgs, TableFormat},
+    cgroup,
     error::OciError,
-    list, store,
+    list,
+    record::{Record, Status},
+    store,
     verbs::{self, ask},
 };
+use crate::{journal, pod::place::PodDir};
 
-/// Prints them as runc does; pids are the guest's.
+/// Prints them as runc does: for people, those of the guest.
 ///
 /// # Errors
 /// There is no such container, or ps(1) options were given that a guest's processes can't be shown by.
@@ -27,13 +31,30 @@ pub fn ps(context: &Context, args: &PsArgs) -> Result<(), OciError> {
     }
     let record = store::look_up(&context.root, &args.id)?;
     let id = store::parse_id(&args.id)?;
+    if args.format == TableFormat::Json {
+        return verbs::print(&json!(on_the_host(&record)?));
+    }
     let processes = ask(&record, "list the processes", async |agent| {
         agent.list_processes(&id).await
     })?;
-    match args.format {
-        TableFormat::Json => verbs::print(&json!(processes.pids)),
-        TableFormat::Table => list::write(table(&processes.processes, SystemTime::now())),
+    list::write(table(&processes.processes, SystemTime::now()))
+}
+
+/// For programs: engines look these ids up on the host, where those of a guest are somebody else's. So it is the keepers,
+/// of the container and of what was executed in it.
+///
+/// # Errors
+/// It has stopped.
+fn on_the_host(record: &Record) -> Result<Vec<u32>, OciError> {
+    if record.status() == Status::Stopped {
+        return Err(OciError::NotRunning);
     }
+    let own = record.keeper.map(|keeper| keeper.pid);
+    let all = record.cgroup.as_deref().map(cgroup::processes);
+    let monitor = journal::monitor_of(&PodDir::at(record.pod.clone()));
+    let others = all.into_iter().flatten();
+    let others = others.filter(|pid| Some(*pid) != own && Some(*pid) != monitor);
+    Ok(own.into_iter().chain(others).collect())
 }
 
 fn table(processes: &[ProcessDetails], now: SystemTime) -> String {

@@ -1,17 +1,21 @@
 //! Starts a [keeper](super::keeper), and tells the agent where it listens.
 
 use std::{
-    fs,
+    fs::{self, File},
     io::{Read, Write},
     os::{
-        fd::{AsRawFd, OwnedFd, RawFd},
+        fd::{AsFd, AsRawFd, OwnedFd, RawFd},
         unix::net::{UnixListener, UnixStream},
     },
     path::{Path, PathBuf},
     process::{Child, Command},
 };
 
-use rustix::{io::FdFlags, pty::OpenptFlags};
+use rustix::{
+    io::FdFlags,
+    pty::OpenptFlags,
+    thread::{LinkNameSpaceType, UnshareFlags},
+};
 use vmbox_protocol::agent::Stdio;
 
 use super::{
@@ -134,7 +138,9 @@ impl Seat {
         if let Some(exit) = exit {
             legacy.words.push(format!("exit={}", exit.display()));
         }
-        let child = spawn(&legacy).map_err(failed("start the container's keeper"))?;
+        // A container's keeper is, one of another process in it would end with that namespace, its last words unsaid.
+        let child =
+            spawn(&legacy, exit.is_some()).map_err(failed("start the container's keeper"))?;
         let port = |index: usize| ports.get(index).map_or(0, |port: &Port| port.number);
         let (columns, rows) = crate::stdio::size_of()
             .filter(|_| console == Console::Ours)
@@ -202,8 +208,8 @@ impl Drop for Seat {
     }
 }
 
-/// Executes this program as a keeper, with these descriptors open in it.
-fn spawn(legacy: &Legacy) -> std::io::Result<Child> {
+/// Executes this program as a keeper, with these descriptors open in it, and alone in its PID namespace or not.
+fn spawn(legacy: &Legacy, alone: bool) -> std::io::Result<Child> {
     let inherit = |flags| {
         legacy.fds.iter().try_for_each(|fd| {
             // SAFETY: the caller owns them and keeps them open across this call.
@@ -213,11 +219,25 @@ fn spawn(legacy: &Legacy) -> std::io::Result<Child> {
     };
     // There is one thread: nothing else is executed meanwhile.
     inherit(FdFlags::empty())?;
-    let child = Command::new("/proc/self/exe")
-        .arg(VERB)
-        .args(&legacy.words)
-        .spawn();
+    let mut command = Command::new("/proc/self/exe");
+    command.arg(VERB).args(&legacy.words);
+    let child = match alone {
+        true => in_new_pid_namespace(|| command.spawn()),
+        false => command.spawn(),
+    };
     inherit(FdFlags::CLOEXEC)?;
+    child
+}
+
+/// What is started is the first process of a PID namespace of its own, as a container's would be: engines that look for a
+/// container's processes in the namespace of its pid must not find the host's.
+fn in_new_pid_namespace(start: impl FnOnce() -> std::io::Result<Child>) -> std::io::Result<Child> {
+    let home = File::open("/proc/self/ns/pid")?;
+    // SAFETY: this one changes no descriptor and no memory, but where our next child will be.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWPID) }?;
+    let child = start();
+    let kind = Some(LinkNameSpaceType::ProcessID);
+    rustix::thread::move_into_link_name_space(home.as_fd(), kind)?;
     child
 }
 

@@ -185,7 +185,7 @@ fn a_paused_container_stands_still() {
     engine.verb(&["exec", "pause", "true"]).exits(0);
     let pids: Vec<u32> =
         serde_json::from_str(&engine.verb(&["ps", "--format", "json", "pause"]).exits(0)).unwrap();
-    assert!(!pids.is_empty());
+    assert_eq!(pids, [u32::try_from(pid.as_raw()).unwrap()]);
     let listed = engine.verb(&["list", "-q"]).exits(0);
     assert_eq!(listed, "pause\n");
     let all: Vec<Value> =
