@@ -187,6 +187,22 @@ fn text_is_not_a_kernel() {
 }
 
 #[test]
+fn half_a_kernel_is_refused() {
+    let corner = Corner::new("vm-half");
+    let kernel = fs::read(product().join(Arch::native().kernel())).unwrap();
+    fs::write(corner.path("half"), &kernel[..kernel.len() / 2]).unwrap();
+    let config = VmConfig {
+        kernel: corner.path("half"),
+        ..config(&corner, 1, 128)
+    };
+    ends(
+        spawn(&corner, &config),
+        ExitReason::BadKernel,
+        &["half", "is truncated"],
+    );
+}
+
+#[test]
 fn absent_kernel_is_named() {
     let corner = Corner::new("vm-absent");
     let config = VmConfig {

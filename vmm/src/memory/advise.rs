@@ -2,6 +2,7 @@
 
 use std::io;
 
+use nix::unistd::{SysconfVar, sysconf};
 use vm_memory::{GuestAddress, GuestMemory, GuestMemoryRegion, MmapRegion};
 use vmbox_devices::device::GuestRam;
 
@@ -11,17 +12,27 @@ pub fn exclude_from_dumps(mapping: &MmapRegion) {
     let _ = unsafe { libc::madvise(mapping.as_ptr().cast(), mapping.size(), libc::MADV_DONTDUMP) };
 }
 
+/// The host's page size in bytes: 4 KiB, or on aarch64 16 or 64.
+fn page_bytes() -> u64 {
+    // The fallback can't happen: every Linux says.
+    sysconf(SysconfVar::PAGE_SIZE)
+        .ok()
+        .flatten()
+        .and_then(|bytes| u64::try_from(bytes).ok())
+        .unwrap_or(4096)
+}
+
 /// Gives the pages of `[address, address + length)` back to the host; the guest reads zeroes there afterwards.
-/// The range may span regions. Only whole pages inside of it are given back.
+/// The range may span regions. Only whole pages of the host inside of it are given back.
 ///
 /// # Errors
 /// The range is not all RAM, or madvise fails.
 pub fn give_back(ram: &GuestRam, address: u64, length: u64) -> io::Result<()> {
-    const PAGE: u64 = 4096;
+    let page = page_bytes();
     let out_of_ram = || io::Error::from(io::ErrorKind::InvalidInput);
-    let end = address.checked_add(length).ok_or_else(out_of_ram)? / PAGE * PAGE;
+    let end = address.checked_add(length).ok_or_else(out_of_ram)? / page * page;
     let mut next = address
-        .checked_next_multiple_of(PAGE)
+        .checked_next_multiple_of(page)
         .ok_or_else(out_of_ram)?;
     while next < end {
         let region = ram.find_region(GuestAddress(next)).ok_or_else(out_of_ram)?;

@@ -1,25 +1,22 @@
 //! Puts kernel, guest image, command line and tables into RAM (PVH direct boot of an ELF vmlinux).
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Seek, SeekFrom};
 use std::path::Path;
 
 use kvm_ioctls::VcpuFd;
-use linux_loader::loader::elf::PvhBootCapability;
-use linux_loader::loader::{Elf, KernelLoader};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::layout::{
     COMMAND_LINE, COMMAND_LINE_SIZE, HIGH_MEMORY, MEMORY_MAP, MODULE_LIST, MP_TABLE, START_INFO,
 };
 use super::vcpu::enter_at;
+use super::vmlinux::{self, Segment};
 use super::{ELF_MACHINE, mptable, pvh};
 use crate::boot::kernel_file::{self, KernelFile};
 use crate::boot::{BootError, Description, load_initrd, read_error};
 use crate::kvm::KvmError;
 use crate::memory::layout::{RamMap, Region};
-
-const ELF_HEADER_BYTES: usize = 64;
 
 /// A guest that is loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,10 +36,10 @@ impl Boot {
         kernel: &Path,
         initrd: Option<&Path>,
     ) -> Result<Self, BootError> {
-        let (entry, kernel_end) = load_kernel(memory, ram, kernel)?;
+        let (entry, end) = load_kernel(memory, ram, kernel)?;
         let (top, ram_mib) = (ram.ramoops.base, ram.ramoops.base >> 20);
         let initrd = initrd
-            .map(|path| load_initrd(memory, kernel_end, top, ram_mib, path))
+            .map(|path| load_initrd(memory, end, top, ram_mib, path))
             .transpose()?;
         Ok(Self { entry, initrd })
     }
@@ -77,6 +74,7 @@ impl Boot {
     }
 }
 
+/// Puts the kernel's segments in their places; returns its entry and the end of the memory that it takes.
 fn load_kernel(
     memory: &GuestMemoryMmap,
     ram: &RamMap,
@@ -87,99 +85,50 @@ fn load_kernel(
         why,
     };
     let read = read_error("kernel", path);
-    let mut file = File::open(path).map_err(read)?;
+    let file = File::open(path).map_err(read)?;
     let file_length = file.metadata().map_err(read)?.len();
-    let header =
-        check_header(&kernel_file::read_header(&file).map_err(read)?).map_err(not_a_kernel)?;
-    let extent = extent(&mut file, &header).map_err(|_| not_a_kernel("is truncated".into()))?;
+    check_header(&kernel_file::read_header(&file).map_err(read)?).map_err(not_a_kernel)?;
+    let vmlinux = vmlinux::parse(&file).map_err(not_a_kernel)?;
+    let extent = vmlinux.extent();
     if extent.file_end > file_length {
         return Err(not_a_kernel(format!(
             "is truncated: {file_length} bytes of {}",
             extent.file_end
         )));
     }
-    if extent.lowest < HIGH_MEMORY || extent.memory_end > ram.ramoops.base {
+    let top = ram.ramoops.base;
+    if extent.lowest < HIGH_MEMORY || extent.memory_end > top {
         return Err(BootError::TooLarge {
             what: "kernel",
             path: path.into(),
-            ram_mib: ram.ramoops.base >> 20,
+            ram_mib: top >> 20,
         });
     }
-    let loaded = Elf::load(memory, None, &mut file, None)
-        .map_err(|e| not_a_kernel(format!("can't be loaded: {e}")))?;
-    match loaded.pvh_boot_cap {
-        PvhBootCapability::PvhEntryPresent(entry) => Ok((entry.0, extent.memory_end)),
-        PvhBootCapability::PvhEntryNotPresent | PvhBootCapability::PvhEntryIgnored => {
-            Err(not_a_kernel("has no PVH entry note".into()))
-        }
+    for segment in &vmlinux.segments {
+        place(memory, &file, segment).map_err(read)?;
     }
+    Ok((vmlinux.entry, extent.memory_end))
 }
 
-/// The ELF header, if it is one of a kernel for this architecture.
-fn check_header(start: &[u8]) -> Result<[u8; ELF_HEADER_BYTES], String> {
+/// What lies behind the segment's bytes is zero, as all RAM is.
+fn place(memory: &GuestMemoryMmap, mut file: &File, segment: &Segment) -> io::Result<()> {
+    let length = usize::try_from(segment.length).map_err(io::Error::other)?;
+    file.seek(SeekFrom::Start(segment.offset))?;
+    memory
+        .read_exact_volatile_from(GuestAddress(segment.address), &mut file, length)
+        .map_err(io::Error::other)
+}
+
+/// Tells the usual mistakes apart before the parser sees the file.
+fn check_header(start: &[u8]) -> Result<(), String> {
     match kernel_file::recognize(start) {
         KernelFile::Elf {
             le64: true,
             machine: ELF_MACHINE,
-        } => start
-            .first_chunk()
-            .copied()
-            .ok_or_else(|| "is truncated".into()),
+        } => Ok(()),
         KernelFile::Elf { machine: 0, .. } => Err("is truncated".into()),
         other => Err(other.to_string()),
     }
-}
-
-/// What the loadable segments span.
-#[derive(Debug, PartialEq, Eq)]
-struct Extent {
-    lowest: u64,
-    memory_end: u64,
-    file_end: u64,
-}
-
-fn extent(file: &mut File, header: &[u8; ELF_HEADER_BYTES]) -> io::Result<Extent> {
-    use std::os::unix::fs::FileExt;
-    const PT_LOAD: u64 = 1;
-    const ENTRY_BYTES: u64 = 56;
-    let field = |bytes: &[u8], at: usize| {
-        bytes
-            .get(at..at + 8)
-            .and_then(|b| b.first_chunk().copied())
-            .map_or(0, u64::from_le_bytes)
-    };
-    let overflow = || io::Error::from(io::ErrorKind::InvalidData);
-    let table = field(header, 32);
-    let count = u64::from(u16::from_le_bytes([header[56], header[57]]));
-    let mut extent = Extent {
-        lowest: u64::MAX,
-        memory_end: 0,
-        file_end: 0,
-    };
-    for index in 0..count {
-        let mut entry = [0; ENTRY_BYTES as usize];
-        let at = table
-            .checked_add(index * ENTRY_BYTES)
-            .ok_or_else(overflow)?;
-        file.read_exact_at(&mut entry, at)?;
-        if field(&entry, 0) & 0xffff_ffff != PT_LOAD {
-            continue;
-        }
-        let (offset, address) = (field(&entry, 8), field(&entry, 24));
-        let (in_file, in_memory) = (field(&entry, 32), field(&entry, 40));
-        extent.lowest = extent.lowest.min(address);
-        extent.file_end = extent
-            .file_end
-            .max(offset.checked_add(in_file).ok_or_else(overflow)?);
-        let length = in_memory.max(in_file);
-        extent.memory_end = extent
-            .memory_end
-            .max(address.checked_add(length).ok_or_else(overflow)?);
-    }
-    if extent.memory_end == 0 {
-        return Err(overflow());
-    }
-    Ok(extent)
 }
 
 fn write_tables(
@@ -221,30 +170,32 @@ mod tests {
             .to_string()
     }
 
-    /// An ELF file with one segment of 16 bytes at 1 MiB, which is all zeroes, and no notes.
-    fn elf(machine: u16) -> Vec<u8> {
-        let mut elf = vec![0; 64 + 56 + 16];
-        elf[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
-        elf[18..20].copy_from_slice(&machine.to_le_bytes());
-        elf[32] = 64; // e_phoff
-        elf[54] = 56; // e_phentsize
-        elf[56] = 1; // e_phnum
-        elf[64] = 1; // PT_LOAD
-        elf[64 + 8] = 120; // p_offset
-        elf[64 + 24..64 + 32].copy_from_slice(&HIGH_MEMORY.to_le_bytes());
-        elf[64 + 32] = 16; // p_filesz
-        elf[64 + 40] = 16; // p_memsz
-        elf
+    #[test]
+    fn segments_are_in_their_places_and_what_follows_is_zero() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(&vmlinux::sample()).unwrap();
+        let map = ram_map(32);
+        let memory = allocate(&map.regions).unwrap();
+        let boot = Boot::load(&memory, &map, file.path(), None).unwrap();
+        assert_eq!(boot.entry, 0x100_0000);
+        let mut bytes = [0xff; 18];
+        memory
+            .read_slice(&mut bytes, GuestAddress(HIGH_MEMORY - 1))
+            .unwrap();
+        let mut expected = [0x90; 18];
+        (expected[0], expected[17]) = (0, 0);
+        assert_eq!(bytes, expected);
     }
 
     #[test]
     fn files_that_are_no_kernel_are_told_apart() {
         assert!(refusal(b"").contains("is empty"));
         assert!(refusal(b"hello, I am a text file\n").contains("is no kernel"));
-        assert!(refusal(&elf(62)[..40]).contains("is truncated"));
-        assert!(refusal(&elf(62)[..130]).contains("is truncated: 130 bytes of 136"));
-        assert!(refusal(&elf(183)).contains("is an ELF file for aarch64"));
-        assert!(refusal(&elf(62)).contains("has no PVH entry note"));
+        let mut kernel = vmlinux::sample();
+        assert!(refusal(&kernel[..40]).contains("is truncated"));
+        assert!(refusal(&kernel[..200]).contains("is truncated: 200 bytes of 212"));
+        kernel[18] = 183;
+        assert!(refusal(&kernel).contains("is an ELF file for aarch64"));
     }
 
     #[test]
@@ -260,7 +211,7 @@ mod tests {
 
     #[test]
     fn a_segment_outside_of_ram_does_not_fit() {
-        let mut kernel = elf(62);
+        let mut kernel = vmlinux::sample();
         kernel[64 + 44] = 1; // p_memsz: 4 GiB and 16 bytes
         assert!(refusal(&kernel).contains("does not fit into 31 MiB"));
     }

@@ -10,6 +10,7 @@ mod options;
 pub mod probe;
 mod pvh;
 mod vcpu;
+mod vmlinux;
 
 pub use boot::Boot;
 pub use layout::{COMMAND_LINE_SIZE, MAX_DEVICES, device_place, ram_map};
