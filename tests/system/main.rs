@@ -5,12 +5,14 @@
 
 mod bad_input;
 mod bundle;
+mod busybox;
 mod faults;
 mod kit;
 mod limits;
 mod monitor;
 mod network;
 mod oci;
+mod podman;
 mod pods;
 mod share;
 mod signals;

@@ -1,0 +1,175 @@
+//! Podman as Debian has it, with `vmbox` in place of its runtime.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+
+use crate::busybox;
+use crate::kit::{Corner, Done, product};
+
+/// Podman's own files, the same for all tests: an image is imported once.
+fn storage() -> &'static PathBuf {
+    static STORAGE: OnceLock<PathBuf> = OnceLock::new();
+    STORAGE.get_or_init(|| {
+        let dir = PathBuf::from("/run/vmbox-test/podman-storage");
+        let _ = fs::remove_dir_all(&dir);
+        fs::create_dir_all(&dir).unwrap();
+        // The parent of all containers' cgroups, which stays.
+        fs::create_dir_all("/sys/fs/cgroup/libpod_parent").unwrap();
+        let archive = busybox::archive(&dir);
+        let mut import = podman(&dir);
+        import.args(["import", "--quiet", archive.to_str().unwrap(), IMAGE]);
+        Done::of(import.output().unwrap()).exits(0);
+        dir
+    })
+}
+
+const IMAGE: &str = "localhost/busybox";
+
+/// Podman without systemd, which is not in the virtual host.
+fn podman(storage: &std::path::Path) -> Command {
+    let mut command = Command::new("podman");
+    command.args(["--log-level", "error", "--cgroup-manager", "cgroupfs"]);
+    command.args(["--events-backend", "file"]);
+    command.arg("--root").arg(storage.join("root"));
+    command.arg("--runroot").arg(storage.join("runroot"));
+    command.stdin(Stdio::null());
+    command
+}
+
+/// One test's containers.
+struct Engine {
+    corner: Corner,
+    runtime: PathBuf,
+}
+
+impl Engine {
+    fn new(name: &'static str) -> Self {
+        let corner = Corner::new(name);
+        // conmon, which calls the runtime, has an environment of its own.
+        let runtime = corner.path("vmbox");
+        let script = format!(
+            "#!/bin/sh\nVMBOX_RUN={} exec {}/vmbox \"$@\"\n",
+            corner.run_dir().display(),
+            product().display()
+        );
+        fs::write(&runtime, script).unwrap();
+        fs::set_permissions(&runtime, fs::Permissions::from_mode(0o755)).unwrap();
+        storage();
+        Self { corner, runtime }
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = podman(storage());
+        command.arg("--runtime").arg(&self.runtime).args(args);
+        command
+    }
+
+    fn podman(&self, args: &[&str]) -> Done {
+        Done::of(self.command(args).output().unwrap())
+    }
+
+    /// `podman run --network none OPTIONS… IMAGE sh -c SCRIPT`.
+    fn run(&self, options: &[&str], script: &str) -> Done {
+        let words = [
+            &["run", "--network", "none"],
+            options,
+            &[IMAGE, "sh", "-c", script],
+        ];
+        self.podman(&words.concat())
+    }
+}
+
+#[test]
+fn run_has_the_containers_streams_and_exit_code() {
+    let engine = Engine::new("podman-run");
+    let before = engine.corner.inventory();
+    let script = "cat; echo err >&2; exit 5";
+    let mut run = engine.command(&[
+        "run",
+        "--rm",
+        "-i",
+        "--network",
+        "none",
+        IMAGE,
+        "sh",
+        "-c",
+        script,
+    ]);
+    run.stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = run.spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"words\n").unwrap();
+    let done = Done::of(child.wait_with_output().unwrap());
+    assert_eq!(
+        (done.code(), &*done.stdout, &*done.stderr),
+        (5, "words\n", "err\n")
+    );
+    let missing = engine.podman(&["run", "--rm", "--network", "none", IMAGE, "/no/such"]);
+    assert_eq!(missing.code(), 127, "{}", missing.stderr);
+    let terminal = format!(
+        "{:?} run --rm -it --network none {IMAGE} sh -c 'test -t 0 && echo is-a-terminal'",
+        podman(storage()).arg("--runtime").arg(&engine.runtime)
+    );
+    let typed = Command::new("script")
+        .args(["--quiet", "--return", "--command", &terminal, "/dev/null"])
+        .stdin(Stdio::null())
+        .output();
+    let text = Done::of(typed.unwrap()).exits(0);
+    assert!(text.contains("is-a-terminal"), "{text}");
+    engine.corner.assert_nothing_left(&before);
+}
+
+#[test]
+fn options_are_the_containers() {
+    let engine = Engine::new("podman-options");
+    let volume = engine.corner.path("volume");
+    fs::create_dir(&volume).unwrap();
+    fs::write(volume.join("here"), "host\n").unwrap();
+    fs::set_permissions(&volume, fs::Permissions::from_mode(0o777)).unwrap();
+    let mount = format!("{}:/v", volume.display());
+    let options = [
+        "--rm",
+        "--memory",
+        "64m",
+        "--cpus",
+        "2",
+        "--read-only",
+        "--tmpfs",
+        "/scratch:mode=777",
+        "--user",
+        "5:6",
+        "--cap-drop",
+        "ALL",
+        "--hostname",
+        "web",
+        "--env",
+        "A=b",
+        "--workdir",
+        "/tmp",
+        "-v",
+        &mount,
+    ];
+    let script = "id -u; id -g; hostname; echo $A; pwd; nproc; cat /v/here; echo guest > /v/there; echo x > /scratch/x;
+        echo x 2>/dev/null > /x || echo read-only; grep CapEff /proc/self/status; cat /sys/fs/cgroup/memory.max";
+    let seen = engine.run(&options, script).exits(0);
+    let lines: Vec<&str> = seen.lines().collect();
+    let expected = [
+        "5",
+        "6",
+        "web",
+        "b",
+        "/tmp",
+        "2",
+        "host",
+        "read-only",
+        "CapEff:\t0000000000000000",
+        "67108864",
+    ];
+    assert_eq!(lines, expected);
+    assert_eq!(fs::read_to_string(volume.join("there")).unwrap(), "guest\n");
+}
