@@ -279,6 +279,7 @@ fn a_container_reaches_out_and_is_reached_over_both_families() {
 }
 
 #[test]
+#[ignore = "minutes under emulation: `cargo dev test --tier long`"]
 fn large_transfers_arrive_intact_in_both_directions() {
     let netns = Netns::new("vmbox-large", 3);
     guest_dials("net-large-1", &netns, netns.host_v4(), 64 << 20);
@@ -314,6 +315,7 @@ while server in select.select([server, sys.stdin], [], [])[0]:
 "#;
 
 #[test]
+#[ignore = "minutes under emulation: `cargo dev test --tier long`"]
 fn datagrams_pass_whatever_their_length() {
     let (corner, netns) = (Corner::new("net-udp"), Netns::new("vmbox-udp", 5));
     let socket = UdpSocket::bind(SocketAddr::new(netns.host_v4(), 0)).unwrap();

@@ -125,6 +125,7 @@ fn run_has_the_containers_streams_and_exit_code() {
 }
 
 #[test]
+#[ignore = "minutes under emulation: `cargo dev test --tier long`"]
 fn options_are_the_containers() {
     let engine = Engine::new("podman-options");
     let volume = engine.corner.path("volume");

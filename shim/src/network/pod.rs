@@ -57,8 +57,8 @@ pub struct PodNetwork {
     namespace: Arc<Namespace>,
     socket: Rtnetlink,
     slots: Slots,
-    /// What the guest was told last.
-    told: NetworkRequest,
+    /// What the guest was told last. It has to be told even of no interface: until then it shows the empty slots.
+    told: Option<NetworkRequest>,
     /// The container's resolv.conf: if it names Docker's resolver, the guest has that.
     resolv_conf: Option<PathBuf>,
     /// The host's end of that.
@@ -81,7 +81,7 @@ impl PodNetwork {
             namespace: Arc::new(namespace),
             socket,
             slots: Slots::new(SLOTS),
-            told: NetworkRequest::new(),
+            told: None,
             resolv_conf: None,
             resolver: None,
             left_out: Vec::new(),
@@ -139,12 +139,12 @@ impl PodNetwork {
             resolver: self.wants_resolver(),
             ..Default::default()
         };
-        if request != self.told {
+        if self.told.as_ref() != Some(&request) {
             ends.agent
                 .set_network(&request)
                 .await
                 .map_err(NetworkError::Agent)?;
-            self.told = request;
+            self.told = Some(request);
         }
         Ok(())
     }
@@ -294,7 +294,7 @@ impl PodNetwork {
     /// A tap must take frames as long as its interface gives.
     fn follow_mtu(&mut self, found: &[Found]) -> Result<(), NetworkError> {
         for found in found {
-            let mut told = self.told.interfaces.iter();
+            let mut told = self.told.iter().flat_map(|told| &told.interfaces);
             let told = told.find(|told| told.name == found.wire.name);
             let changed = told.is_some_and(|told| told.mtu != found.wire.mtu);
             let slot = self.slots.slot_of(found.index).filter(|_| changed);

@@ -115,6 +115,7 @@ fn storm(name: &'static str, rounds: usize) {
 }
 
 #[test]
+#[ignore = "minutes under emulation: `cargo dev test --tier long`"]
 fn a_kill_at_any_moment_leaves_nothing() {
     storm("oci-storm", 4);
 }
@@ -155,6 +156,7 @@ fn crowd(name: &'static str, count: usize) {
 }
 
 #[test]
+#[ignore = "minutes under emulation: `cargo dev test --tier long`"]
 fn some_at_once_come_and_go() {
     crowd("oci-crowd", 3);
 }
