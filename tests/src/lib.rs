@@ -11,6 +11,7 @@ pub mod product;
 pub mod shell;
 pub mod streams;
 pub mod suite;
+pub mod system;
 pub mod test_host;
 pub mod toolchain;
 pub mod workspace;

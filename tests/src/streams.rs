@@ -1,4 +1,4 @@
-//! Where a command's output goes: to this terminal as it is, or line by line beside that of another.
+//! Where a command's output goes: to this terminal as it is, or line by line beside that of another, or into memory.
 
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -34,13 +34,34 @@ impl Streams {
         }
     }
 
-    /// To ours in whole lines, each with `label` before it. The test runner's closing line goes to `closing` too.
-    pub fn labelled(label: &str, closing: &Arc<Mutex<String>>) -> Self {
+    /// Stdout to `kept`, stderr to ours; stdin is empty.
+    pub fn keeping(kept: &Arc<Mutex<Vec<u8>>>) -> Self {
+        Self {
+            stdout: Box::new(Kept(kept.clone())),
+            ..Self::shown()
+        }
+    }
+
+    /// To ours in whole lines, each with `label` before it, except the test runner's closing line: that is for `closing`.
+    pub fn in_lines(label: &str, closing: &Arc<Mutex<String>>) -> Self {
         Self {
             stdin: false,
             stdout: Box::new(Lines::new(label, closing, io::stdout())),
             stderr: Box::new(Lines::new(label, closing, io::stderr())),
         }
+    }
+}
+
+struct Kept(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Kept {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -66,9 +87,10 @@ impl<W: Write> Lines<W> {
         let text = String::from_utf8_lossy(line);
         if text.starts_with(CLOSING) {
             *self.closing.lock().unwrap_or_else(PoisonError::into_inner) = text.trim_end().into();
+            return Ok(());
         }
         // In one write, so that another's line does not come between.
-        let whole = [format!("{:8}| ", self.label).as_bytes(), line].concat();
+        let whole = [self.label.as_bytes(), line].concat();
         self.to.write_all(&whole)
     }
 }
@@ -106,7 +128,7 @@ mod tests {
     fn passed(chunks: &[&[u8]]) -> (String, String) {
         let closing = Arc::new(Mutex::new(String::new()));
         let mut out = Vec::new();
-        let mut lines = Lines::new("arm", &closing, &mut out);
+        let mut lines = Lines::new("arm| ", &closing, &mut out);
         for chunk in chunks {
             lines.write_all(chunk).unwrap();
         }
@@ -118,17 +140,18 @@ mod tests {
     #[test]
     fn each_line_is_labelled_once_however_it_arrives() {
         let (out, _) = passed(&[b"test a ... ", b"ok\ntest", b" b ... ok\n"]);
-        assert_eq!(out, "arm     | test a ... ok\narm     | test b ... ok\n");
+        assert_eq!(out, "arm| test a ... ok\narm| test b ... ok\n");
     }
 
     #[test]
     fn last_line_without_an_end_is_not_lost() {
-        assert_eq!(passed(&[b"killed"]).0, "arm     | killed\n");
+        assert_eq!(passed(&[b"killed"]).0, "arm| killed\n");
     }
 
     #[test]
-    fn closing_line_is_remembered() {
-        let (_, closing) = passed(&[b"x\ntest result: ok. 3 passed\n", b"more\n"]);
+    fn closing_line_is_kept_for_the_end() {
+        let (out, closing) = passed(&[b"x\ntest result: ok. 3 passed\n", b"more\n"]);
+        assert_eq!(out, "arm| x\narm| more\n");
         assert_eq!(closing, "test result: ok. 3 passed");
     }
 }

@@ -1,8 +1,7 @@
 //! `cargo dev test`: the unit tests here, then the system tests where guests run, for one architecture or for both.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use anyhow::{Context as _, Result, bail};
@@ -12,8 +11,7 @@ use crate::conformance;
 use crate::debian;
 use crate::product::{self, Profile, static_cargo};
 use crate::shell::run;
-use crate::streams::Streams;
-use crate::test_host;
+use crate::system::{self, Suite, at_once, panicked};
 use crate::toolchain::Toolchain;
 use crate::workspace::{Workspace, say};
 
@@ -67,19 +65,26 @@ pub fn run_tests(
             }
         }
         kernels.join().map_err(panicked)??;
-        let programs = side_by_side(archs, |arch| {
-            product::build(workspace, arch, Profile::Release)?;
-            system_tests(workspace, arch)
+        let programs = at_once(archs, |arch| {
+            product::build(workspace, *arch, Profile::Release)?;
+            system_tests(workspace, *arch)
         })?;
         trees.join().map_err(panicked)??;
         anyhow::Ok(programs)
     })?;
-    let mut options = vec!["--test-threads=1".to_owned()];
-    if tier == Tier::Long {
-        options.push("--ignored".into());
-    }
-    options.extend_from_slice(filter);
-    run_system_tests(workspace, archs, &programs, &options)
+    let options: &[&str] = match tier {
+        Tier::Long => &["--test-threads=1", "--ignored"],
+        _ => &["--test-threads=1"],
+    };
+    let suites: Vec<_> = archs
+        .iter()
+        .zip(programs)
+        .map(|(arch, program)| Suite {
+            arch: *arch,
+            program,
+        })
+        .collect();
+    system::run(workspace, &suites, options, filter)
 }
 
 /// Those of all crates, static as the system tests are, so that both share their dependencies' build; another
@@ -113,77 +118,6 @@ fn kernels(workspace: &Workspace, archs: &[Arch]) -> Result<()> {
     Ok(())
 }
 
-/// Runs the programs of the system tests, each on a host of its architecture.
-fn run_system_tests(
-    workspace: &Workspace,
-    archs: &[Arch],
-    programs: &[PathBuf],
-    options: &[String],
-) -> Result<i32> {
-    let on_host = |arch: Arch, program: &Path, streams: &mut Streams| {
-        let images = debian::container_images(workspace, arch)?;
-        let host = test_host::choose(workspace, arch)?;
-        say(&format!("{arch} system tests"));
-        let mut argv = vec![program.display().to_string()];
-        argv.extend_from_slice(options);
-        let environment = [
-            ("VMBOX_TEST_PRODUCT", host.product().display().to_string()),
-            ("VMBOX_TEST_IMAGES", images.display().to_string()),
-        ];
-        host.run(&argv, &environment, streams)
-    };
-    if let ([arch], [program]) = (archs, programs) {
-        return on_host(*arch, program, &mut Streams::shown());
-    }
-    let outcomes = side_by_side(archs, |arch| {
-        let program = archs.iter().zip(programs).find(|(of, _)| **of == arch);
-        let (_, program) = program.context("an architecture without a program")?;
-        let closing = Arc::new(Mutex::new(String::new()));
-        let mut streams = Streams::labelled(arch.name(), &closing);
-        let ended = on_host(arch, program, &mut streams);
-        drop(streams);
-        let closing = closing.lock().unwrap_or_else(PoisonError::into_inner);
-        // Not an error here, which would hide how the other architecture's tests ended.
-        Ok(outcome(ended, &closing))
-    })?;
-    for (arch, (_, closing)) in archs.iter().zip(&outcomes) {
-        println!("{arch:8}| {closing}");
-    }
-    let codes = outcomes.iter().map(|(code, _)| *code);
-    Ok(codes.max().unwrap_or(0))
-}
-
-/// The exit code, and the line that says how it came about: the test runner's last, unless it had none.
-fn outcome(ended: Result<i32>, closing: &str) -> (i32, String) {
-    match ended {
-        Ok(code) if !closing.is_empty() => (code, closing.to_owned()),
-        Ok(code) => (code.max(1), format!("ended with {code} before its result")),
-        Err(error) => (1, format!("error: {error:#}")),
-    }
-}
-
-/// Does one thing for each architecture at the same time; the outcomes are in the order of `archs`.
-fn side_by_side<T: Send>(
-    archs: &[Arch],
-    work: impl Fn(Arch) -> Result<T> + Sync,
-) -> Result<Vec<T>> {
-    thread::scope(|scope| {
-        let work = &work;
-        let threads: Vec<_> = archs
-            .iter()
-            .map(|arch| scope.spawn(move || work(*arch)))
-            .collect();
-        threads
-            .into_iter()
-            .map(|thread| thread.join().map_err(panicked)?)
-            .collect()
-    })
-}
-
-fn panicked(_: Box<dyn std::any::Any + Send>) -> anyhow::Error {
-    anyhow::anyhow!("a thread of the developer tool panicked")
-}
-
 /// Builds the system tests, static so that they run in any host, and returns their program.
 fn system_tests(workspace: &Workspace, arch: Arch) -> Result<PathBuf> {
     say(&format!("building the {arch} system tests"));
@@ -213,19 +147,4 @@ fn system_tests(workspace: &Workspace, arch: Arch) -> Result<PathBuf> {
         }
     }
     bail!("cargo named no program for the system tests")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_architecture_whose_tests_did_not_end_has_failed() {
-        assert_eq!(outcome(Ok(0), "test result: ok").0, 0);
-        assert_eq!(outcome(Ok(101), "test result: FAILED").0, 101);
-        assert_ne!(outcome(Ok(0), "").0, 0);
-        let (code, line) = outcome(Err(anyhow::anyhow!("no host")), "");
-        assert_ne!(code, 0);
-        assert!(line.contains("no host"), "{line}");
-    }
 }

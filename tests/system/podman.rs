@@ -17,8 +17,8 @@ fn storage() -> &'static PathBuf {
         let dir = PathBuf::from("/run/vmbox-test/podman-storage");
         let _ = fs::remove_dir_all(&dir);
         fs::create_dir_all(&dir).unwrap();
-        // The parent of all containers' cgroups, which stays.
-        fs::create_dir_all("/sys/fs/cgroup/libpod_parent").unwrap();
+        // Podman's own for all containers' cgroups and their monitors, which stay.
+        fs::create_dir_all("/sys/fs/cgroup/libpod_parent/conmon").unwrap();
         let archive = busybox::archive(&dir);
         let mut import = podman(&dir);
         import.args(["import", "--quiet", archive.to_str().unwrap(), IMAGE]);

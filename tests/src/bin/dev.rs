@@ -127,7 +127,15 @@ fn perform(verb: Verb) -> Result<i32> {
             } else {
                 Flavour::Fast
             };
-            return in_host(&workspace, Model { arch, flavour }, command);
+            return in_host(
+                &workspace,
+                Model {
+                    arch,
+                    flavour,
+                    ordinal: 0,
+                },
+                command,
+            );
         }
         Verb::Bench { arch, arguments } => return bench(&workspace, arch, &arguments),
     }
@@ -151,6 +159,7 @@ fn bench(workspace: &Workspace, arch: Arch, arguments: &[String]) -> Result<i32>
     let model = Model {
         arch,
         flavour: Flavour::Counting { shift: 0 },
+        ordinal: 0,
     };
     let host = test_host::emulated(workspace, model)?;
     let mut argv = vec![program.display().to_string()];

@@ -29,6 +29,8 @@ use crate::shell::need;
 use crate::streams::Streams;
 use crate::workspace::{Workspace, lock, make_dir, open_lock, say};
 
+pub use qemu::MEMORY_MIB;
+
 /// How the host counts time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Flavour {
@@ -48,22 +50,27 @@ pub struct Model {
     pub arch: Arch,
     /// How its time passes.
     pub flavour: Flavour,
+    /// Which of several alike; 0 is the one that developers keep.
+    pub ordinal: u8,
 }
 
 impl Model {
     /// The one that tests run on.
     pub fn fast(arch: Arch) -> Self {
-        let flavour = Flavour::Fast;
-        Self { arch, flavour }
+        Self {
+            arch,
+            flavour: Flavour::Fast,
+            ordinal: 0,
+        }
     }
 
     fn dir(self, workspace: &Workspace) -> PathBuf {
-        match self.flavour {
-            Flavour::Fast => workspace.build_dir("host", self.arch),
-            Flavour::Counting { shift } => {
-                workspace.build_dir(&format!("host-icount-{shift}"), self.arch)
-            }
-        }
+        let name = match (self.flavour, self.ordinal) {
+            (Flavour::Fast, 0) => "host".to_owned(),
+            (Flavour::Fast, ordinal) => format!("host-{ordinal}"),
+            (Flavour::Counting { shift }, _) => format!("host-icount-{shift}"),
+        };
+        workspace.build_dir(&name, self.arch)
     }
 }
 
