@@ -38,7 +38,7 @@ pub fn make(namespace: &Namespace, slot: u8) -> io::Result<OwnedFd> {
         // SAFETY: an ifreq is plain numbers, for which zero is a value.
         let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
         for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
-            *to = from.cast_signed();
+            *to = from as libc::c_char;
         }
         let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_TUN_EXCL;
         // The highest bit of sixteen is IFF_TUN_EXCL.
