@@ -1,7 +1,7 @@
 //! Writes an OCI image layout with one layer (OCI image-spec, image-layout.md).
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, BufRead as _, BufReader};
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
@@ -20,9 +20,7 @@ pub const VERSION: &str = "layout 1";
 pub fn write(dir: &Path, arch: Arch, tag: &str, layer: &Path) -> Result<()> {
     let blobs = dir.join("blobs/sha256");
     make_dir(&blobs)?;
-    let mut hash = Sha256::new();
-    let size = io::copy(&mut File::open(layer)?, &mut hash)?;
-    let layer_digest = hex(&hash.finalize());
+    let (layer_digest, size) = digest_of(layer)?;
     fs::rename(layer, blobs.join(&layer_digest)).context("move the layer")?;
 
     let config = json!({
@@ -66,6 +64,22 @@ fn blob(blobs: &Path, media_type: &str, document: &Value) -> Result<Value> {
     Ok(
         json!({ "mediaType": media_type, "digest": format!("sha256:{digest}"), "size": bytes.len() }),
     )
+}
+
+/// The digest of a file, in hexadecimal, and its length in bytes.
+fn digest_of(path: &Path) -> io::Result<(String, u64)> {
+    let mut content = BufReader::with_capacity(1 << 20, File::open(path)?);
+    let (mut hash, mut size) = (Sha256::new(), 0);
+    loop {
+        let chunk = content.fill_buf()?;
+        if chunk.is_empty() {
+            return Ok((hex(&hash.finalize()), size));
+        }
+        hash.update(chunk);
+        let length = chunk.len();
+        size += length as u64;
+        content.consume(length);
+    }
 }
 
 fn hex(bytes: &[u8]) -> String {
