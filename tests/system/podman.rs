@@ -81,6 +81,11 @@ impl Engine {
         ];
         self.podman(&words.concat())
     }
+
+    fn exec(&self, container: &str, script: &str) -> String {
+        self.podman(&["exec", container, "sh", "-c", script])
+            .exits(0)
+    }
 }
 
 #[test]
@@ -173,4 +178,35 @@ fn options_are_the_containers() {
     ];
     assert_eq!(lines, expected);
     assert_eq!(fs::read_to_string(volume.join("there")).unwrap(), "guest\n");
+}
+
+#[test]
+#[ignore = "minutes under emulation: `cargo dev test --tier long`"]
+fn copying_with_a_running_container_leaves_the_hosts_own_files_alone() {
+    let engine = Engine::new("podman-cp");
+    let before = engine.corner.inventory();
+    let options = ["--detach", "--name", "copied", "--tmpfs", "/scratch"];
+    let script = "echo guest > /tmp/of-guest; while :; do sleep 0.1; done";
+    engine.run(&options, script).exits(0);
+    let file = engine.corner.path("of-host");
+    fs::write(&file, "host\n").unwrap();
+    let host = file.to_str().unwrap();
+    let copy = |from: &str, to: &str| engine.podman(&["cp", from, to]);
+    // Not what an earlier run, without this, has left on the host.
+    let target = format!("/tmp/of-host-{}", std::process::id());
+    copy(host, &format!("copied:{target}")).exits(0);
+    assert!(
+        !std::path::Path::new(&target).exists(),
+        "{target} of the host"
+    );
+    assert_eq!(engine.exec("copied", &format!("cat {target}")), "host\n");
+    // What only the guest has can't be copied to, and the host's own paths are not there to be copied from.
+    assert_ne!(copy(host, "copied:/scratch/of-host").code(), 0);
+    assert_ne!(copy(&format!("copied:{host}"), host).code(), 0);
+    copy("copied:/tmp/of-guest", host).exits(0);
+    assert_eq!(fs::read_to_string(&file).unwrap(), "guest\n");
+    engine
+        .podman(&["rm", "--force", "--time", "0", "copied"])
+        .exits(0);
+    engine.corner.assert_nothing_left(&before);
 }

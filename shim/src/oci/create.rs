@@ -25,7 +25,8 @@ use super::{
     pods::Place,
     record::{Phase, Record, Status},
     seat::{Console, Netns, Seat},
-    store::{self, EXIT, Held, PROCESS},
+    store::{self, Held, PROCESS},
+    view::{Files, View},
 };
 use crate::{
     network::{self, NetworkError, PodNetwork, Wanted},
@@ -174,7 +175,7 @@ fn in_directory(
         .write(&record)
         .and_then(|()| place.register(id, &held.dir))
         .and_then(|()| in_pod(context, held, id, bundle, console, &mut place, &mut record))
-        .and_then(|seat| settle(held, seat, &mut record, pid_file));
+        .and_then(|(seat, view)| settle(held, seat, &view, &mut record, pid_file));
     match created {
         Ok(child) => {
             place.release()?;
@@ -201,7 +202,7 @@ fn in_pod(
     console: Console<'_>,
     place: &mut Place,
     record: &mut Record,
-) -> Result<Seat, OciError> {
+) -> Result<(Seat, View), OciError> {
     make_working_dir(&bundle.rootfs, &bundle.spec)
         .map_err(|error| OciError::Refused(one_line(&error)))?;
     remember_process(&held.dir, &bundle.spec)?;
@@ -212,12 +213,8 @@ fn in_pod(
         context.warn(&format!("config.json: {field}"));
     }
     let trees = trees(id, &bundle.rootfs, &guest)?;
-    let seat = Seat::take(
-        &place.dir,
-        console,
-        &bundle.netns,
-        Some(&held.dir.join(EXIT)),
-    )?;
+    let view = View::Own(Files::of(&held.dir, &bundle.rootfs, &guest));
+    let seat = Seat::take(&place.dir, console, &bundle.netns, Some(&held.dir))?;
     record.keeper = Some(seat.process);
     held.write(record)?;
     if let Some(cgroup) = &record.cgroup {
@@ -242,13 +239,14 @@ fn in_pod(
     record.guest_pid = place
         .create(id, spec, seat.stdio.clone())
         .map_err(|error| error.about(&program))?;
-    Ok(seat)
+    Ok((seat, view))
 }
 
 /// Everything is made: from here on the container has a life of its own.
 fn settle(
     held: &Held,
     seat: Seat,
+    view: &View,
     record: &mut Record,
     pid_file: Option<&Path>,
 ) -> Result<Child, OciError> {
@@ -257,7 +255,7 @@ fn settle(
     if let Some(path) = pid_file {
         write_pid(path, seat.process.pid)?;
     }
-    seat.go()
+    seat.go(view)
 }
 
 /// Writes a process id to a file, in one step, without newline: as runc does.

@@ -14,6 +14,7 @@ use super::{
     seat::{Console, Netns, Seat},
     store::{self, PROCESS},
     verbs::ask,
+    view::View,
     wait,
 };
 use crate::{
@@ -89,10 +90,8 @@ fn start(
     let pid_file = pid_file.map(absolute);
     let pod = PodDir::at(record.pod.clone());
     // In the container's network namespace on the host, as every process of the container would be.
-    let netns = match record.keeper {
-        Some(keeper) => Netns::At(format!("/proc/{}/ns/net", keeper.pid).into()),
-        None => Netns::Same,
-    };
+    let keeper = record.keeper.ok_or(OciError::ExecStopped)?;
+    let netns = Netns::At(format!("/proc/{}/ns/net", keeper.pid).into());
     let seat = Seat::take(&pod, console, &netns, None)?;
     if let Some(cgroup) = &record.cgroup {
         cgroup::enter(cgroup, seat.process.pid)?;
@@ -113,7 +112,7 @@ fn start(
     if let Some(path) = pid_file {
         write_pid(&path, seat.process.pid)?;
     }
-    seat.go()
+    seat.go(&View::Of(keeper.pid))
 }
 
 /// The OCI process object: a file's, or the container's own with what the options say.

@@ -2,19 +2,19 @@
 //! signals, ends with its exit status, and takes it along when it is killed.
 //!
 //! ```text
-//! create ─ spawns ─► ready ─ go ─► accepts the agent's connections ─► copies, forwards ─► exit status ─► exits with it
+//! create ─ spawns ─► ready ─ go ─► accepts the agent's connections ─► has the container's files for its root
+//!        ─► copies, forwards ─► exit status ─► exits with it
 //! ```
 //! One thread, one poll(2), no runtime: there is one keeper for each container and each exec.
 
 use std::{
     collections::HashMap,
-    fs::{self, File},
+    fs::File,
     io::{self, Read, Write},
     os::{
         fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
         unix::net::{UnixListener, UnixStream},
     },
-    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -28,7 +28,10 @@ use vmbox_protocol::keeper::{Ended, MAX_MESSAGE, Wish};
 use super::{
     kernel,
     pump::{Pump, Sink},
+    store::EXIT,
+    view::View,
 };
+use crate::user::one_line;
 
 /// As if killed: the guest is gone.
 const LOST: u8 = 137;
@@ -38,7 +41,7 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 pub const VERB: &str = "keeper";
 /// On the birth socket: the keeper is ready.
 pub const READY: u8 = b'r';
-/// On the birth socket: the process exists.
+/// On the birth socket: the process exists, and what follows is a [`View`].
 pub const GO: u8 = b'g';
 
 /// What a keeper is told on its command line: `name=value`, descriptors as numbers.
@@ -88,28 +91,46 @@ pub fn main(words: impl Iterator<Item = String>) -> u8 {
             return 1;
         }
     };
-    let told = birth.write_all(&[READY]).and_then(|()| {
-        let mut answer = [0];
-        birth.read_exact(&mut answer).map(|()| answer[0])
-    });
-    if !matches!(told, Ok(GO)) {
+    let Some(view) = wait_for_process(&mut birth) else {
         // Whoever made us has failed, or died.
         return 1;
-    }
-    let keeper = Keeper::attach(prepared, &mut orders);
-    drop(birth);
-    match keeper {
-        Ok(mut keeper) => {
-            kernel::forget_code();
-            let (code, orderly) = keeper.run();
-            if let (true, Some(path)) = (orderly, orders.0.get("exit")) {
-                // A container without it is one whose end nobody saw.
-                let _ = fs::write(PathBuf::from(path), format!("{code}\n"));
-            }
-            code
+    };
+    let settled = Keeper::attach(prepared, &mut orders).and_then(|keeper| {
+        view.and_then(|view| view.enter().map_err(io::Error::other))?;
+        Ok(keeper)
+    });
+    let mut keeper = match settled {
+        Ok(keeper) => keeper,
+        Err(error) => {
+            let _ = birth.write_all(one_line(&error).as_bytes());
+            return LOST;
         }
-        Err(_) => LOST,
+    };
+    drop(birth);
+    kernel::forget_code();
+    let (code, orderly) = keeper.run();
+    if let (true, Some(dir)) = (orderly, &keeper.prepared.dir) {
+        // A container without it is one whose end nobody saw.
+        let _ = write_exit(dir, code);
     }
+    code
+}
+
+/// Says that we are ready; whose files we are to show, once the process exists.
+fn wait_for_process(birth: &mut UnixStream) -> Option<io::Result<View>> {
+    let mut told = [0];
+    birth.write_all(&[READY]).ok()?;
+    birth.read_exact(&mut told).ok()?;
+    let mut rest = Vec::new();
+    birth.read_to_end(&mut rest).ok()?;
+    (told == [GO]).then(|| View::from_bytes(&rest))
+}
+
+fn write_exit(dir: &OwnedFd, code: u8) -> io::Result<()> {
+    use rustix::fs::{Mode, OFlags, openat};
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
+    let file = openat(dir, EXIT, flags, Mode::from_raw_mode(0o644))?;
+    writeln!(File::from(file), "{code}")
 }
 
 /// What can be done before the process exists.
@@ -118,6 +139,8 @@ struct Prepared {
     console: Option<OwnedFd>,
     /// Held, never used: the VM lives as long as somebody holds it.
     _lifeline: Option<OwnedFd>,
+    /// Of the container: the host's paths don't lead there later.
+    dir: Option<OwnedFd>,
 }
 
 fn prepare(orders: &mut Orders) -> io::Result<Prepared> {
@@ -139,10 +162,12 @@ fn prepare(orders: &mut Orders) -> io::Result<Prepared> {
         }
     }
     std::env::set_current_dir("/")?;
+    let dir = orders.0.get("dir").map(File::open).transpose()?;
     Ok(Prepared {
         signals,
         console,
         _lifeline: orders.descriptor("lifeline"),
+        dir: dir.map(OwnedFd::from),
     })
 }
 

@@ -33,6 +33,7 @@ mod spec;
 mod store;
 mod update;
 mod verbs;
+mod view;
 mod wait;
 
 use std::path::PathBuf;

@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File},
     io::{Read, Write},
+    net::Shutdown,
     os::{
         fd::{AsFd, AsRawFd, OwnedFd, RawFd},
         unix::net::{UnixListener, UnixStream},
@@ -23,6 +24,7 @@ use super::{
     keeper::{GO, READY, VERB},
     kernel,
     process::ProcessRef,
+    view::View,
 };
 use crate::{pod::place::PodDir, stdio::bind_free_port, vm::hold_lifeline};
 
@@ -40,8 +42,6 @@ pub enum Console<'a> {
 /// Which network namespace the keeper is in: the one that engines find by its pid.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Netns {
-    /// Ours.
-    Same,
     /// A new one.
     New,
     /// This one.
@@ -89,7 +89,8 @@ impl Legacy {
 }
 
 impl Seat {
-    /// Starts a keeper in `pod`, which writes the exit status of its process to `exit`, if one is named.
+    /// Starts a keeper in `pod`: a container's, which writes the exit status to its directory `dir`, or that of another
+    /// process in it.
     ///
     /// # Errors
     /// The host has no room, or the pod has ended.
@@ -97,7 +98,7 @@ impl Seat {
         pod: &PodDir,
         console: Console<'_>,
         netns: &Netns,
-        exit: Option<&Path>,
+        dir: Option<&Path>,
     ) -> Result<Self, OciError> {
         let failed = |what: &'static str| OciError::host(what);
         let terminal = console != Console::Streams;
@@ -131,16 +132,15 @@ impl Seat {
             legacy.words.push("terminal=1".into());
         }
         match netns {
-            Netns::Same => {}
             Netns::New => legacy.words.push("netns=new".into()),
             Netns::At(path) => legacy.words.push(format!("netns={}", path.display())),
         }
-        if let Some(exit) = exit {
-            legacy.words.push(format!("exit={}", exit.display()));
+        if let Some(dir) = dir {
+            legacy.words.push(format!("dir={}", dir.display()));
         }
         // A container's keeper is, one of another process in it would end with that namespace, its last words unsaid.
         let child =
-            spawn(&legacy, exit.is_some()).map_err(failed("start the container's keeper"))?;
+            spawn(&legacy, dir.is_some()).map_err(failed("start the container's keeper"))?;
         let port = |index: usize| ports.get(index).map_or(0, |port: &Port| port.number);
         let (columns, rows) = crate::stdio::size_of()
             .filter(|_| console == Console::Ours)
@@ -186,15 +186,27 @@ impl Seat {
     }
 
     /// Its process exists: from now on the keeper lives as long as that. Returns when it has all connections, so that its
-    /// sockets need no name any more.
+    /// sockets need no name any more, and shows `view`.
     ///
     /// # Errors
-    /// It was killed meanwhile.
-    pub fn go(mut self) -> Result<Child, OciError> {
-        self.birth.write_all(&[GO]).map_err(|_| OciError::Keeper)?;
-        // The end of this socket: it goes its own way.
-        let _ = self.birth.read(&mut [0]);
-        self.child.take().ok_or(OciError::Keeper)
+    /// It was killed meanwhile, or can't show that.
+    pub fn go(mut self, view: &View) -> Result<Child, OciError> {
+        let failed = |source| OciError::Host {
+            what: "show the container's files by its pid".into(),
+            source,
+        };
+        let mut order = vec![GO];
+        order.extend(view.to_bytes().map_err(failed)?);
+        let told = self.birth.write_all(&order);
+        told.and_then(|()| self.birth.shutdown(Shutdown::Write))
+            .map_err(|_| OciError::Keeper)?;
+        // Up to the end of this socket: then it goes its own way.
+        let mut why = String::new();
+        let _ = self.birth.read_to_string(&mut why);
+        match why.as_str() {
+            "" => self.child.take().ok_or(OciError::Keeper),
+            why => Err(failed(std::io::Error::other(why.to_owned()))),
+        }
     }
 }
 

@@ -59,6 +59,20 @@ impl Tree {
         }
     }
 
+    /// A new file system, which is a directory.
+    pub fn of(fd: OwnedFd, name: &str) -> Self {
+        Self {
+            fd,
+            source: name.into(),
+            is_dir: true,
+        }
+    }
+
+    /// Its root, mounted or not.
+    pub fn as_fd(&self) -> &OwnedFd {
+        &self.fd
+    }
+
     /// Mounts it in a container's corner, at a place that is made for it.
     ///
     /// # Errors
@@ -69,11 +83,19 @@ impl Tree {
         } else {
             corner.write_file(target, b"")?
         };
+        self.attach_to(&spot.fd, &spot.path)
+    }
+
+    /// Mounts it on what is open as `place`, which is called `target`.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn attach_to(&self, place: &OwnedFd, target: &Path) -> Result<(), PlaceError> {
         let both_open =
             MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-        move_mount(&self.fd, c"", &spot.fd, c"", both_open).map_err(|error| PlaceError::Mount {
+        move_mount(&self.fd, c"", place, c"", both_open).map_err(|error| PlaceError::Mount {
             what: self.source.clone(),
-            target: spot.path.clone(),
+            target: target.to_owned(),
             source: error.into(),
         })
     }

@@ -1,6 +1,7 @@
 //! `vmbox` as an OCI runtime: runc's verbs one by one, as an engine calls them.
 
 mod ends;
+mod files;
 mod processes;
 mod storm;
 
