@@ -128,10 +128,7 @@ fn four_cpus_boot() {
 }
 
 #[test]
-#[cfg_attr(
-    target_arch = "x86_64",
-    ignore = "minutes under emulation: `cargo dev test --tier long`"
-)]
+#[ignore = "minutes under emulation: `cargo dev test --tier long`"]
 fn thirty_two_cpus_boot() {
     boots("vm-32", 32, 256);
 }
