@@ -1,8 +1,9 @@
 //! Sends a command to the virtual host and passes on what it prints.
 
-use std::io::{self, Read as _, Write as _};
-use std::net::{Ipv4Addr, TcpStream};
+use std::io::{self, Read as _};
+use std::net::{Ipv4Addr, Shutdown, TcpStream};
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -20,15 +21,29 @@ pub fn run(port: u16, order: Order, streams: &mut Streams, console: &Path) -> Re
         TcpStream::connect((Ipv4Addr::LOCALHOST, port)).context("reach the virtual host")?;
     stream.set_nodelay(true)?;
     Frame::Start(order).write(&mut stream)?;
+    let sending = Arc::new(Mutex::new(stream.try_clone()?));
     if streams.stdin {
-        let stream = stream.try_clone()?;
+        let sending = sending.clone();
         // Ends with this process: a read from a terminal can't be interrupted otherwise.
-        thread::spawn(move || send_stdin(stream));
+        thread::spawn(move || send_stdin(&sending));
     } else {
-        Frame::StdinEnd.write(&mut stream)?;
+        send(&sending, &Frame::StdinEnd)?;
     }
+    thread::spawn(move || tick(&sending));
+    let ended = receive(&mut stream, streams, &program, console);
+    // The threads have the connection too: with this they lose it.
+    let _ = stream.shutdown(Shutdown::Both);
+    ended
+}
+
+fn receive(
+    stream: &mut TcpStream,
+    streams: &mut Streams,
+    program: &str,
+    console: &Path,
+) -> Result<i32> {
     loop {
-        let frame = Frame::read(&mut stream).with_context(|| {
+        let frame = Frame::read(stream).with_context(|| {
             let console = console.display();
             format!("the virtual host died while it ran {program}, see {console}")
         })?;
@@ -40,6 +55,24 @@ pub fn run(port: u16, order: Order, streams: &mut Streams, console: &Path) -> Re
             other => bail!("the virtual host sent {other:?}"),
         }
     }
+}
+
+/// The emulator loses an interrupt once in dozens of guests: the thread of its timers sets a bit in the very word that a
+/// guest's exit changes without a lock (`interrupt_request` in `do_vmexit` of QEMU 7.2's svm_helper.c; later ones take
+/// it). If that was the host's timer, and the guest spins with interrupts off, the host gets no time again before another
+/// interrupt comes. What arrives by network is one.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Sends a tick each second until the connection ends.
+fn tick(sending: &Mutex<TcpStream>) {
+    while send(sending, &Frame::Tick).is_ok() {
+        thread::sleep(TICK);
+    }
+}
+
+fn send(sending: &Mutex<TcpStream>, frame: &Frame) -> io::Result<()> {
+    let mut stream = sending.lock().unwrap_or_else(PoisonError::into_inner);
+    frame.write(&mut *stream)
 }
 
 /// How long a host may take to run `true` before it counts as wedged; a busy one takes seconds.
@@ -69,17 +102,12 @@ fn show(to: &mut impl io::Write, bytes: &[u8]) -> Result<()> {
     Ok(to.flush()?)
 }
 
-fn send_stdin(mut stream: TcpStream) {
+fn send_stdin(sending: &Mutex<TcpStream>) {
     let mut buffer = vec![0; 64 << 10];
     while let Ok(length @ 1..) = io::stdin().read(&mut buffer) {
-        if Frame::Stdin(buffer[..length].to_vec())
-            .write(&mut stream)
-            .is_err()
-        {
+        if send(sending, &Frame::Stdin(buffer[..length].to_vec())).is_err() {
             return;
         }
     }
-    let _ = Frame::StdinEnd
-        .write(&mut stream)
-        .and_then(|()| stream.flush());
+    let _ = send(sending, &Frame::StdinEnd);
 }

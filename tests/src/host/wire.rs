@@ -36,6 +36,8 @@ pub enum Frame {
     Stdin(Vec<u8>),
     /// Client: its stdin ends here.
     StdinEnd,
+    /// Client: nothing; that it arrives is all.
+    Tick,
     /// Host: bytes of its stdout.
     Stdout(Vec<u8>),
     /// Host: bytes of its stderr.
@@ -62,6 +64,7 @@ impl Frame {
             b'S' => Self::Start(serde_json::from_slice(&payload)?),
             b'i' => Self::Stdin(payload),
             b'e' => Self::StdinEnd,
+            b't' => Self::Tick,
             b'1' => Self::Stdout(payload),
             b'2' => Self::Stderr(payload),
             b'x' => Self::Exit(serde_json::from_slice(&payload)?),
@@ -76,6 +79,7 @@ impl Frame {
             Self::Start(order) => (b'S', serde_json::to_vec(order)?),
             Self::Stdin(bytes) => (b'i', bytes.clone()),
             Self::StdinEnd => (b'e', Vec::new()),
+            Self::Tick => (b't', Vec::new()),
             Self::Stdout(bytes) => (b'1', bytes.clone()),
             Self::Stderr(bytes) => (b'2', bytes.clone()),
             Self::Exit(code) => (b'x', serde_json::to_vec(code)?),
