@@ -17,7 +17,7 @@ use crate::kit::{Corner, Done, PATIENCE, Running, eventually, image, monitors};
 const FOLLOWS: Duration = Duration::from_secs(60);
 
 #[track_caller]
-fn ip(words: &str) -> String {
+pub fn ip(words: &str) -> String {
     let out = Command::new("ip").args(words.split(' ')).output().unwrap();
     let error = String::from_utf8_lossy(&out.stderr);
     assert!(out.status.success(), "ip {words}: {error}");
@@ -25,13 +25,13 @@ fn ip(words: &str) -> String {
 }
 
 /// A network namespace as a CNI plug-in makes it: a veth to the host, addresses and default routes of both families.
-struct Netns {
-    name: &'static str,
+pub struct Netns {
+    pub name: &'static str,
     number: u8,
 }
 
 impl Netns {
-    fn new(name: &'static str, number: u8) -> Self {
+    pub fn new(name: &'static str, number: u8) -> Self {
         let netns = Self { name, number };
         netns.remove();
         ip(&format!("netns add {name}"));
@@ -42,7 +42,7 @@ impl Netns {
     }
 
     /// Another interface; the host's end is `vt<number>x<which>`.
-    fn plug(&self, interface: &str, which: u8) {
+    pub fn plug(&self, interface: &str, which: u8) {
         let (n, name) = (self.number, self.name);
         let host = format!("vt{n}x{which}");
         ip(&format!(
@@ -60,7 +60,7 @@ impl Netns {
     }
 
     #[track_caller]
-    fn inside(&self, words: &str) -> String {
+    pub fn inside(&self, words: &str) -> String {
         ip(&format!("-n {} {words}", self.name))
     }
 
@@ -72,7 +72,7 @@ impl Netns {
         format!("fd77:{}0::1", self.number).parse().unwrap()
     }
 
-    fn guest_v4(&self) -> IpAddr {
+    pub fn guest_v4(&self) -> IpAddr {
         format!("10.77.{}0.2", self.number).parse().unwrap()
     }
 
@@ -81,7 +81,7 @@ impl Netns {
     }
 
     /// What a VM could have left here: interfaces and their queueing disciplines.
-    fn inventory(&self) -> String {
+    pub fn inventory(&self) -> String {
         let links: Value = serde_json::from_str(&self.inside("-j link")).unwrap();
         let links: Vec<_> = links
             .as_array()
@@ -97,7 +97,7 @@ impl Netns {
     }
 
     #[track_caller]
-    fn assert_as(&self, before: &str) {
+    pub fn assert_as(&self, before: &str) {
         let same = eventually(Duration::from_secs(5), || self.inventory() == before);
         assert!(same, "before: {before}\nafter: {}", self.inventory());
     }

@@ -4,7 +4,7 @@ use std::{ffi::OsString, process::ExitCode};
 
 use clap::{Parser, error::ErrorKind};
 use vmbox_shim::{
-    oci,
+    network, oci,
     user::{
         self,
         args::{Cli, complaint},
@@ -13,8 +13,10 @@ use vmbox_shim::{
 
 fn main() -> ExitCode {
     let mut words = std::env::args().skip(1);
-    if words.next().is_some_and(|verb| verb == oci::KEEPER) {
-        std::process::exit(oci::keeper(words).into());
+    match words.next().as_deref() {
+        Some(oci::KEEPER) => std::process::exit(oci::keeper(words).into()),
+        Some(network::follower::VERB) => std::process::exit(network::follower::main(words).into()),
+        _ => {}
     }
     show_warnings();
     match Cli::try_parse() {

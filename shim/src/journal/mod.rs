@@ -43,6 +43,13 @@ pub enum Record {
         /// Field 22 of `/proc/<pid>/stat`: tells it from a later process with the same id.
         start_ticks: u64,
     },
+    /// The process that carries the network of an engine's pod. It ends with the monitor.
+    Follower {
+        /// Process id.
+        pid: u32,
+        /// As the monitor's.
+        start_ticks: u64,
+    },
     /// A writable layer in the image store. Of several about the same one, the last counts.
     Layer {
         /// Root of the store.
@@ -92,7 +99,7 @@ pub struct Nic {
 #[derive(Debug)]
 pub struct Journal {
     file: File,
-    _lock: File,
+    _lock: Option<File>,
 }
 
 impl Journal {
@@ -119,7 +126,19 @@ impl Journal {
             .create_new(true)
             .open(journal_of(dir))?;
         fs::create_dir(dir.share())?;
-        Ok(Self { file, _lock: lock })
+        Ok(Self {
+            file,
+            _lock: Some(lock),
+        })
+    }
+
+    /// Opens the journal of a pod that exists, for a process that lives beside the pod's owner, or for lack of one.
+    ///
+    /// # Errors
+    /// As the file system says.
+    pub fn append(dir: &PodDir) -> io::Result<Self> {
+        let file = File::options().append(true).open(journal_of(dir))?;
+        Ok(Self { file, _lock: None })
     }
 
     /// Appends one record.
@@ -172,12 +191,27 @@ pub fn monitor_of(dir: &PodDir) -> Option<u32> {
 pub fn watch_monitor(dir: &PodDir) -> Option<(u32, OwnedFd)> {
     read(dir).ok()?.into_iter().find_map(|record| match record {
         Record::Monitor { pid, start_ticks } => Some((pid, open_process(pid, start_ticks)?)),
-        Record::Layer { .. }
+        Record::Follower { .. }
+        | Record::Layer { .. }
         | Record::Socket { .. }
         | Record::Member { .. }
         | Record::Nic(_)
         | Record::NicGone { .. } => None,
     })
+}
+
+/// The process ids of what runs for a whole pod, alive or not: its monitor and its network's follower.
+pub fn processes_of(dir: &PodDir) -> Vec<u32> {
+    let records = read(dir).unwrap_or_default();
+    let pids = records.iter().filter_map(|record| match record {
+        Record::Monitor { pid, .. } | Record::Follower { pid, .. } => Some(*pid),
+        Record::Layer { .. }
+        | Record::Socket { .. }
+        | Record::Member { .. }
+        | Record::Nic(_)
+        | Record::NicGone { .. } => None,
+    });
+    pids.collect()
 }
 
 /// A pidfd of the process, unless it has ended; never that of a later one with the same id.

@@ -33,9 +33,9 @@ pub enum UndoError {
     /// Something is still mounted there, and deleting would reach through it.
     #[error("{0} is still mounted: unmount it, then run `vmbox gc`")]
     Mounted(PathBuf),
-    /// The monitor does not end.
-    #[error("the monitor (process {0}) does not end")]
-    Monitor(u32),
+    /// The monitor, or the network's follower, does not end.
+    #[error("process {0} of the pod does not end")]
+    Process(u32),
     /// The agent of the pod that it joined does not give it up.
     #[error("delete {container} from its pod: {message}")]
     Member {
@@ -73,9 +73,16 @@ pub fn undo(dir: &PodDir) -> Result<(), UndoError> {
         source,
     };
     let records = read(dir).map_err(io)?;
+    for record in &records {
+        // First: it would carry again what is taken down.
+        if let Record::Follower { pid, start_ticks } = record {
+            end_process(*pid, *start_ticks)?;
+        }
+    }
     for (index, record) in records.iter().enumerate().rev() {
         match record {
-            Record::Monitor { pid, start_ticks } => end_monitor(*pid, *start_ticks)?,
+            Record::Follower { .. } => {}
+            Record::Monitor { pid, start_ticks } => end_process(*pid, *start_ticks)?,
             Record::Layer {
                 store,
                 container,
@@ -96,7 +103,7 @@ pub fn undo(dir: &PodDir) -> Result<(), UndoError> {
 /// How long a killed process may take to be gone.
 const DEATH: Duration = Duration::from_secs(5);
 
-fn end_monitor(pid: u32, ticks: u64) -> Result<(), UndoError> {
+fn end_process(pid: u32, ticks: u64) -> Result<(), UndoError> {
     let Some(pidfd) = open_process(pid, ticks) else {
         return Ok(());
     };
@@ -108,7 +115,7 @@ fn end_monitor(pid: u32, ticks: u64) -> Result<(), UndoError> {
     };
     let mut poll = [PollFd::new(&pidfd, PollFlags::IN)];
     match rustix::event::poll(&mut poll, Some(&timeout)) {
-        Ok(0) | Err(_) => Err(UndoError::Monitor(pid)),
+        Ok(0) | Err(_) => Err(UndoError::Process(pid)),
         Ok(_) => Ok(()),
     }
 }
@@ -137,6 +144,7 @@ fn kept_later(records: &[Record], of_store: &Path, of_container: &str) -> bool {
             keep,
         } if store == of_store && container == of_container => Some(*keep),
         Record::Layer { .. }
+        | Record::Follower { .. }
         | Record::Monitor { .. }
         | Record::Socket { .. }
         | Record::Member { .. }

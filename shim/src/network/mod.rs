@@ -10,6 +10,7 @@
 //! never sees a frame, because both redirections come before its protocols (tc-mirred(8)). The VM has a few NICs whose links
 //! are down; an interface that appears later gets the next of them.
 
+pub mod follower;
 mod mirror;
 mod namespace;
 mod pod;

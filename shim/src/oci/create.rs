@@ -207,6 +207,7 @@ fn in_pod(
         .map_err(|error| OciError::Refused(one_line(&error)))?;
     remember_process(&held.dir, &bundle.spec)?;
     let program = program(&bundle.spec);
+    let resolv_conf = resolv_conf(&bundle.spec, &bundle.dir);
     let hostname = bundle.spec.hostname().clone();
     let guest = design::for_guest(bundle.spec, id, &bundle.dir)?;
     for field in &guest.left_out {
@@ -232,6 +233,11 @@ fn in_pod(
         &hostname.unwrap_or_else(|| id.to_string()),
         record.cgroup.as_deref(),
     )?;
+    let netns = match &bundle.netns {
+        Netns::At(path) => path.clone(),
+        Netns::New => format!("/proc/{}/ns/net", seat.process.pid).into(),
+    };
+    place.connect_network(&netns, resolv_conf.as_deref(), record.cgroup.as_deref())?;
     let corner = Corner::make(&place.dir.share(), id)?;
     for (tree, target) in &trees {
         tree.attach(&corner, target)?;
@@ -289,6 +295,13 @@ fn remember_process(dir: &Path, spec: &Spec) -> Result<(), OciError> {
         what: "write the container's process".into(),
         source: error.into(),
     })
+}
+
+/// The file that becomes the container's `/etc/resolv.conf`.
+fn resolv_conf(spec: &Spec, base: &Path) -> Option<PathBuf> {
+    let mut mounts = spec.mounts().iter().flatten();
+    let mount = mounts.find(|m| m.destination() == Path::new("/etc/resolv.conf"))?;
+    mount.source().as_ref().map(|source| base.join(source))
 }
 
 fn program(spec: &Spec) -> String {

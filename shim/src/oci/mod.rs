@@ -27,6 +27,7 @@ mod ps;
 mod pump;
 mod record;
 mod run;
+mod sandbox;
 mod seat;
 mod signal;
 mod spec;

@@ -11,15 +11,19 @@ use std::{
     time::Duration,
 };
 
-use oci_spec::runtime::{LinuxNamespaceType, Spec};
+use oci_spec::runtime::Spec;
 use rustix::fs::FlockOperation;
 use tokio::runtime::Runtime;
 use vmbox_protocol::agent::Stdio;
 
-use super::{Context, cgroup, error::OciError, record::Record, store};
+use super::{Context, cgroup, error::OciError, record::Record, sandbox, store};
 use crate::{
     guest::{self, Agent, AgentError, Greeter},
     journal::{self, Journal, Record as Resource},
+    network::{
+        self,
+        follower::{self, Follower},
+    },
     pod::{
         ContainerId,
         design::{self, Shape, VmPlaces},
@@ -34,19 +38,6 @@ use crate::{
 const BOOT: Duration = Duration::from_secs(120);
 /// When the guest is gone, the monitor's explanation is waited for this long.
 const EXPLANATION: Duration = Duration::from_millis(1500);
-
-/// Annotations that say what a container is to its sandbox: type, sandbox's id (containerd's pkg/cri/annotations, CRI-O's
-/// pkg/annotations).
-const SANDBOXES: [(&str, &str); 2] = [
-    (
-        "io.kubernetes.cri.container-type",
-        "io.kubernetes.cri.sandbox-id",
-    ),
-    (
-        "io.kubernetes.cri-o.ContainerType",
-        "io.kubernetes.cri-o.SandboxID",
-    ),
-];
 
 /// The pod of a container that is being created.
 pub struct Place {
@@ -98,12 +89,16 @@ impl Place {
             monitor: None,
             home: None,
         };
-        if let Some(sandbox) = sandbox(context, spec)? {
-            join_namespaces(spec, &sandbox, &store::all(&context.root)?);
+        if let Some(sandbox) = sandbox::find(context, spec)? {
+            sandbox::join_namespaces(spec, &sandbox, &store::all(&context.root)?);
             return Ok(place(PodDir::at(sandbox.pod), None));
         }
         let (memory, cpus) = design::limits(spec)?;
-        let shape = design::shape(memory, cpus)?;
+        let shape = Shape {
+            // Engines attach interfaces when they like.
+            nics: network::SLOTS,
+            ..design::shape(memory, cpus)?
+        };
         let assets = Assets::find(&Overrides::default())?;
         let id = format!("pod-{}", ContainerId::random());
         let dir = PodDir::at(context.run.join(id));
@@ -169,6 +164,38 @@ impl Place {
         self.agent = Some(agent);
         self.monitor = Some(monitor);
         Ok(())
+    }
+
+    /// Carries the interfaces of the network namespace at `path` into a new VM, now and as they change, by a process in
+    /// `cgroup`. A pod that was there before has its network already.
+    ///
+    /// # Errors
+    /// Something can't be carried.
+    pub fn connect_network(
+        &self,
+        path: &Path,
+        resolv_conf: Option<&Path>,
+        cgroup: Option<&Path>,
+    ) -> Result<(), OciError> {
+        let (Some(new), Some(monitor), Some(home)) = (&self.new, &self.monitor, &self.home) else {
+            return Ok(());
+        };
+        // It is not to hold the pod's mounts.
+        place::enter_namespace(home)?;
+        let follower = Follower::start(&self.dir, path, resolv_conf);
+        place::enter_namespace_of(monitor.pid())?;
+        let follower = follower?;
+        if let Some(start_ticks) = journal::start_ticks(follower.pid()) {
+            let pid = follower.pid();
+            new.journal
+                .record(&Resource::Follower { pid, start_ticks })
+                .map_err(OciError::host("write the journal"))?;
+            if let Some(cgroup) = cgroup {
+                cgroup::enter(cgroup, pid)?;
+            }
+        }
+        follower.release()?;
+        Ok(follower::settle(&self.dir)?)
     }
 
     /// Has the agent create the container; the process id of its init in the guest.
@@ -370,79 +397,9 @@ pub fn has_containers(dir: &PodDir) -> bool {
     members(dir).unwrap_or_default().iter().any(is_in)
 }
 
-/// The container whose VM this one is to join: by annotation, or by the namespaces of its keeper.
-fn sandbox(context: &Context, spec: &Spec) -> Result<Option<Record>, OciError> {
-    let annotations = spec.annotations().clone().unwrap_or_default();
-    for (kind, id) in SANDBOXES {
-        if annotations.get(kind).map(String::as_str) != Some("container") {
-            continue;
-        }
-        if let Some(id) = annotations.get(id) {
-            return store::look_up(&context.root, id).map(Some);
-        }
-    }
-    let linux = spec.linux().as_ref();
-    let namespaces = linux
-        .into_iter()
-        .flat_map(|l| l.namespaces().iter().flatten());
-    let mut pids = namespaces.filter_map(|namespace| pid_of(namespace.path().as_deref()?));
-    let Some(pid) = pids.next() else {
-        return Ok(None);
-    };
-    let records = store::all(&context.root)?;
-    Ok(records.into_iter().find(|record| is_keeper(record, pid)))
-}
-
-fn is_keeper(record: &Record, pid: u32) -> bool {
-    record
-        .keeper
-        .is_some_and(|keeper| keeper.pid == pid && keeper.is_alive())
-}
-
-/// The process in `/proc/<pid>/ns/<kind>`.
-fn pid_of(path: &Path) -> Option<u32> {
-    let mut words = path.to_str()?.strip_prefix("/proc/")?.split('/');
-    let pid = words.next()?.parse().ok()?;
-    (words.next()? == "ns").then_some(pid)
-}
-
-/// Names the namespaces of the pod's containers as the agent knows them.
-fn join_namespaces(spec: &mut Spec, sandbox: &Record, all: &[Record]) {
-    let Some(namespaces) = spec
-        .linux_mut()
-        .as_mut()
-        .and_then(|l| l.namespaces_mut().as_mut())
-    else {
-        return;
-    };
-    for namespace in namespaces {
-        // The network is the pod's, and its namespace on the host the keeper's.
-        if namespace.typ() == LinuxNamespaceType::Network {
-            continue;
-        }
-        let Some(path) = namespace.path() else {
-            continue;
-        };
-        let pid = pid_of(path);
-        let named = all
-            .iter()
-            .find(|record| pid.is_some_and(|pid| is_keeper(record, pid)))
-            .filter(|record| record.pod == sandbox.pod);
-        let id = named.map_or(&sandbox.id, |record| &record.id);
-        namespace.set_path(Some(format!("container:{id}").into()));
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_process_is_found_in_the_path_of_its_namespace() {
-        assert_eq!(pid_of(Path::new("/proc/42/ns/ipc")), Some(42));
-        assert_eq!(pid_of(Path::new("/run/netns/x")), None);
-        assert_eq!(pid_of(Path::new("/proc/self/ns/ipc")), None);
-    }
 
     #[test]
     fn members_are_read_back() {

@@ -51,9 +51,9 @@ fn on_the_host(record: &Record) -> Result<Vec<u32>, OciError> {
     }
     let own = record.keeper.map(|keeper| keeper.pid);
     let all = record.cgroup.as_deref().map(cgroup::processes);
-    let monitor = journal::monitor_of(&PodDir::at(record.pod.clone()));
+    let of_pod = journal::processes_of(&PodDir::at(record.pod.clone()));
     let others = all.into_iter().flatten();
-    let others = others.filter(|pid| Some(*pid) != own && Some(*pid) != monitor);
+    let others = others.filter(|pid| Some(*pid) != own && !of_pod.contains(pid));
     Ok(own.into_iter().chain(others).collect())
 }
 

@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{
     guest::{Agent, AgentError},
+    network,
     pod::{ContainerId, place::PodDir},
 };
 
@@ -68,6 +69,8 @@ pub fn start(context: &Context, id: &str) -> Result<(), OciError> {
         Status::Running | Status::Paused => return Err(OciError::AlreadyRunning),
         Status::Creating | Status::Stopped => return Err(OciError::StartStopped),
     }
+    // What its engine has attached since `create` is there when the program begins.
+    network::follower::settle(&PodDir::at(record.pod.clone()))?;
     let started = ask(&record, "start the container", async |agent| {
         agent.start(&id).await
     });

@@ -97,6 +97,11 @@ impl PodDir {
         self.0.join("agent.sock")
     }
 
+    /// The socket of the process that carries the network of an engine's pod.
+    pub fn network(&self) -> PathBuf {
+        self.0.join("network.sock")
+    }
+
     /// The named pipe that keeps the VM running while somebody holds it.
     pub fn lifeline(&self) -> PathBuf {
         self.0.join("lifeline")

@@ -2,6 +2,7 @@
 
 mod ends;
 mod files;
+mod network;
 mod processes;
 mod storm;
 
