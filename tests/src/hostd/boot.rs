@@ -2,7 +2,7 @@
 
 use std::ffi::CString;
 use std::fs::{self, File};
-use std::os::unix::fs::chroot;
+use std::os::unix::fs::{chroot, symlink};
 use std::path::Path;
 use std::process::Command;
 
@@ -42,6 +42,14 @@ const MOUNTS: [(&str, &str, &str, &str); 7] = [
     ("debugfs", "/sys/kernel/debug", "debugfs", ""),
 ];
 
+/// What udev would add to devtmpfs: without them, no `/dev/stdin` and no process substitution.
+const LINKS: [(&str, &str); 4] = [
+    ("/proc/self/fd", "/dev/fd"),
+    ("/proc/self/fd/0", "/dev/stdin"),
+    ("/proc/self/fd/1", "/dev/stdout"),
+    ("/proc/self/fd/2", "/dev/stderr"),
+];
+
 /// Boots, and powers off when the daemon ends; on failure the error is on the console.
 pub fn run() -> Result<()> {
     let outcome = boot_and_reap();
@@ -73,6 +81,9 @@ fn boot_and_reap() -> Result<()> {
     enter_root()?;
     for (source, target, kind, options) in MOUNTS {
         mount_at(source, Path::new(target), kind, options, MsFlags::empty())?;
+    }
+    for (target, link) in LINKS {
+        symlink(target, link).with_context(|| format!("make {link}"))?;
     }
     set_up();
     let daemon = Command::new("/proc/self/exe")
