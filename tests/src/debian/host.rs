@@ -21,8 +21,8 @@ fn packages(arch: Arch) -> String {
         Arch::Aarch64 => ("linux-image-arm64", "qemu-system-arm"),
     };
     format!(
-        "busybox-static,ca-certificates,conmon,containerd,containernetworking-plugins,\
-crun,docker.io,fio,iperf3,iproute2,iptables,iputils-ping,jq,kmod,{kernel},nftables,podman,procps,\
+        "aardvark-dns,busybox-static,ca-certificates,catatonit,conmon,containerd,containernetworking-plugins,\
+crun,docker-cli,docker-compose,docker.io,fio,iperf3,iproute2,iptables,iputils-ping,jq,kmod,{kernel},nftables,podman,procps,\
 psmisc,python3,{qemu},runc,skopeo,socat,strace,umoci"
     )
 }
