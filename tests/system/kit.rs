@@ -341,3 +341,13 @@ pub fn monitors(corner: &Corner) -> Vec<i32> {
     }
     pids
 }
+
+/// What a web server on this port of the host answers.
+pub fn get(port: u16) -> std::io::Result<String> {
+    let mut stream = std::net::TcpStream::connect(("127.0.0.1", port))?;
+    stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}

@@ -6,6 +6,7 @@
 mod bad_input;
 mod bundle;
 mod busybox;
+mod docker;
 mod faults;
 mod kit;
 mod limits;

@@ -10,6 +10,8 @@ use std::sync::OnceLock;
 use crate::busybox;
 use crate::kit::{Corner, Done, product};
 
+mod network;
+
 /// Podman's own files, the same for all tests: an image is imported once.
 fn storage() -> &'static PathBuf {
     static STORAGE: OnceLock<PathBuf> = OnceLock::new();
