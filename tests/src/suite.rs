@@ -64,11 +64,12 @@ pub fn run_tests(
                 unit_tests(workspace, *arch, filter)?;
             }
         }
-        kernels.join().map_err(panicked)??;
         let programs = at_once(archs, |arch| {
+            let program = system_tests(workspace, *arch)?;
             product::build(workspace, *arch, Profile::Release)?;
-            system_tests(workspace, *arch)
+            anyhow::Ok(program)
         })?;
+        kernels.join().map_err(panicked)??;
         trees.join().map_err(panicked)??;
         anyhow::Ok(programs)
     })?;
