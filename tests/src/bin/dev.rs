@@ -71,8 +71,11 @@ enum Verb {
         /// Nanoseconds an instruction takes, as a power of two; only with --icount.
         #[arg(long, default_value_t = 0, requires = "icount")]
         shift: u8,
-        /// `up`, `down`, or a command after `--`.
-        #[arg(trailing_var_arg = true, required = true)]
+        /// Instead of running a command.
+        #[arg(value_enum, required_unless_present = "command")]
+        verb: Option<HostVerb>,
+        /// What to run in it.
+        #[arg(last = true, conflicts_with = "verb")]
         command: Vec<String>,
     },
     /// Measure, side by side with others, in the counting virtual host.
@@ -80,10 +83,18 @@ enum Verb {
         /// Of what; this machine's if not given.
         #[arg(long, value_enum, default_value_t = Arch::native())]
         arch: Arch,
-        /// Passed on to the benchmarks.
+        /// Which figures: sizes, boot, start, memory; all if none is named.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum HostVerb {
+    /// Boot it and keep it.
+    Up,
+    /// End it.
+    Down,
 }
 
 fn main() -> ExitCode {
@@ -120,6 +131,7 @@ fn perform(verb: Verb) -> Result<i32> {
             arch,
             icount,
             shift,
+            verb,
             command,
         } => {
             let flavour = if icount {
@@ -127,27 +139,23 @@ fn perform(verb: Verb) -> Result<i32> {
             } else {
                 Flavour::Fast
             };
-            return in_host(
-                &workspace,
-                Model {
-                    arch,
-                    flavour,
-                    ordinal: 0,
-                },
-                command,
-            );
+            let model = Model {
+                arch,
+                flavour,
+                ordinal: 0,
+            };
+            return match verb {
+                Some(HostVerb::Up) => Host::up(&workspace, model, true).map(|_| 0),
+                Some(HostVerb::Down) => host::down(&workspace, model).map(|()| 0),
+                None => {
+                    let host = Host::up(&workspace, model, false)?;
+                    host.run(&command, &[], &mut Streams::connected())
+                }
+            };
         }
         Verb::Bench { arch, arguments } => return bench(&workspace, arch, &arguments),
     }
     Ok(0)
-}
-
-fn in_host(workspace: &Workspace, model: Model, command: Vec<String>) -> Result<i32> {
-    match command.as_slice() {
-        [verb] if verb == "up" => Host::up(workspace, model, true).map(|_| 0),
-        [verb] if verb == "down" => host::down(workspace, model).map(|()| 0),
-        _ => Host::up(workspace, model, false)?.run(&command, &[], &mut Streams::connected()),
-    }
 }
 
 /// The benchmarks are a program that runs inside the host.
@@ -169,4 +177,44 @@ fn bench(workspace: &Workspace, arch: Arch, arguments: &[String]) -> Result<i32>
         ("VMBOX_TEST_IMAGES", images.display().to_string()),
     ];
     host.run(&argv, &environment, &mut Streams::shown())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn host(words: &str) -> Option<(Arch, Option<HostVerb>, Vec<String>)> {
+        let words = ["dev", "host"].into_iter().chain(words.split(' '));
+        match Arguments::try_parse_from(words).ok()?.verb {
+            Verb::Host {
+                arch,
+                verb,
+                command,
+                ..
+            } => Some((arch, verb, command)),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn options_stand_on_either_side_of_the_hosts_verb() {
+        let wanted = Some((Arch::Aarch64, Some(HostVerb::Up), vec![]));
+        assert_eq!(host("up --arch aarch64"), wanted);
+        assert_eq!(host("--arch aarch64 up"), wanted);
+    }
+
+    #[test]
+    fn what_follows_the_dashes_is_the_command_whole() {
+        let (_, verb, command) = host("--icount -- up --arch aarch64").unwrap();
+        assert_eq!(verb, None);
+        assert_eq!(command, ["up", "--arch", "aarch64"]);
+    }
+
+    #[test]
+    fn neither_verb_nor_command_or_both_is_refused() {
+        for words in ["--icount", "up -- ls", "sideways"] {
+            assert_eq!(host(words), None, "{words}");
+        }
+    }
 }
