@@ -121,18 +121,55 @@ fn arrows_point_down() {
     }
 }
 
+/// The rooms whose programs users install.
+const PRODUCT: &[&str] = &["vmm", "agent", "shim", "guest-rootfs"];
+
+/// In any form: an attribute, `cfg!`, inside of `all(…)`.
 #[test]
 fn target_arch_appears_only_in_the_arch_module() {
-    let needle = concat!("cfg(", "target_arch");
+    let needle = concat!("target", "_arch");
     none(
-        "cfg on the architecture belongs in vmm/src/arch/mod.rs",
+        "what depends on the architecture belongs in vmm/src/arch",
         &offenders(|path, text| {
-            let product =
-                path.starts_with("vmm") || path.starts_with("agent") || path.starts_with("shim");
+            let product = PRODUCT.iter().any(|room| path.starts_with(room));
             (product && text.contains(needle) && path != Path::new("vmm/src/arch/mod.rs"))
                 .then(|| path.display().to_string())
         }),
     );
+}
+
+/// Where the product asks at run time what it was built for: seccomp's and OCI's names of this machine.
+const ASK_THE_ARCHITECTURE: &[&str] = &["shim/src/pod/seccomp.rs", "shim/src/storage/manifest.rs"];
+
+#[test]
+fn only_names_depend_on_the_architecture_outside_of_the_arch_module() {
+    let needle = concat!("consts::", "ARCH");
+    let mut asking = offenders(|path, text| {
+        let product = PRODUCT.iter().any(|room| path.starts_with(room));
+        (product && text.contains(needle)).then(|| path.display().to_string())
+    });
+    asking.sort();
+    assert_eq!(asking, ASK_THE_ARCHITECTURE);
+}
+
+/// A value may differ between the architectures (`cfg!`); a test is for both, and one that is not in every run says why.
+#[test]
+fn no_system_test_is_left_out_without_a_reason() {
+    let attributes = [concat!("#[", "cfg"), concat!("#![", "cfg")];
+    let mut left_out = Vec::new();
+    for (path, text) in rust_files() {
+        if !path.starts_with("tests/system") {
+            continue;
+        }
+        let attribute = |line: &&str| {
+            let line = line.trim_start();
+            attributes.iter().any(|start| line.starts_with(start))
+                || line.starts_with(concat!("#[", "ignore]"))
+        };
+        let lines = text.lines().filter(attribute);
+        left_out.extend(lines.map(|line| format!("{}: {}", path.display(), line.trim())));
+    }
+    none("left out, or without saying why", &left_out);
 }
 
 #[test]

@@ -160,6 +160,7 @@ fn namespace_bits() -> impl Iterator<Item = u64> {
         .filter(|bit| NEW_NAMESPACES & bit != 0)
 }
 
+/// Seccomp's name of this machine, and not of its 32-bit kin: their calls have other numbers, and none of the rules.
 fn architectures() -> &'static [&'static str] {
     match std::env::consts::ARCH {
         "aarch64" => &["SCMP_ARCH_AARCH64"],
