@@ -76,3 +76,18 @@ fn system_event(kind: u32) -> GuestEnd {
         kind => GuestEnd::Crashed(format!("system event {kind}")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use kvm_bindings::{KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN};
+
+    use super::*;
+
+    #[test]
+    fn power_off_and_reset_end_the_vm_in_order_and_other_events_do_not() {
+        assert_eq!(system_event(KVM_SYSTEM_EVENT_SHUTDOWN), GuestEnd::Reset);
+        assert_eq!(system_event(KVM_SYSTEM_EVENT_RESET), GuestEnd::Reset);
+        let crash = system_event(KVM_SYSTEM_EVENT_CRASH);
+        assert!(matches!(crash, GuestEnd::Crashed(_)));
+    }
+}

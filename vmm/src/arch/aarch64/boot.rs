@@ -101,8 +101,7 @@ impl Boot {
             .map_err(|e| tables(&e))
     }
 
-    /// Puts the first vCPU at the kernel's entry with the device tree in x0 and zero in x1 to x3 (§4). What else is
-    /// asked for (EL1, interrupts masked, MMU and caches off) is how KVM_ARM_VCPU_INIT leaves it; the others are off.
+    /// Puts the first vCPU at the kernel's entry; the others are off until the kernel asks for them.
     ///
     /// # Errors
     /// KVM refuses.
@@ -110,12 +109,23 @@ impl Boot {
         let Some(first) = vcpus.first() else {
             return Ok(());
         };
-        registers::set(first, registers::PC, self.entry)?;
-        registers::set(first, registers::x(0), self.fdt)?;
-        for index in 1..=3 {
-            registers::set(first, registers::x(index), 0)?;
+        for (register, value) in self.entry_registers() {
+            registers::set(first, register, value)?;
         }
         Ok(())
+    }
+
+    /// "Primary CPU general-purpose register settings" of Documentation/arch/arm64/booting.rst §4: the device tree in
+    /// x0, zero in x1 to x3. PSTATE is KVM_ARM_VCPU_INIT's (EL1h, all interrupts masked), as are the MMU and the caches,
+    /// which are off.
+    fn entry_registers(&self) -> [(u64, u64); 5] {
+        [
+            (registers::PC, self.entry),
+            (registers::x(0), self.fdt),
+            (registers::x(1), 0),
+            (registers::x(2), 0),
+            (registers::x(3), 0),
+        ]
     }
 
     fn check_granule(&self, mmfr0: u64) -> Result<(), BootError> {
@@ -237,6 +247,16 @@ mod tests {
         let refusal = load(&image(32 << 20)).unwrap_err().to_string();
         assert!(refusal.contains("does not fit into 31 MiB"), "{refusal}");
         assert!(load(&image(u64::MAX)).is_err());
+    }
+
+    #[test]
+    fn the_kernel_is_entered_at_its_start_with_the_device_tree_in_x0() {
+        let registers = load(&image(1 << 20)).unwrap().entry_registers();
+        assert_eq!(registers[0], (registers::PC, RAM_BASE));
+        let tree = fdt_address(&ram_map(32));
+        assert_eq!(registers[1], (registers::x(0), tree));
+        let zero = [1, 2, 3].map(|index| (registers::x(index), 0));
+        assert_eq!(registers[2..], zero);
     }
 
     #[test]

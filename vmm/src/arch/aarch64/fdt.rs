@@ -257,6 +257,68 @@ mod tests {
         assert_eq!(interrupts, [0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 1]);
     }
 
+    fn cells(blob: &[u8], node: &str, property: &str) -> Vec<u32> {
+        let fdt = fdt::Fdt::new(blob).unwrap();
+        let node = fdt.find_node(node).unwrap();
+        let value = node.property(property).unwrap().value;
+        let words = value.as_chunks::<4>().0.iter();
+        words.map(|word| u32::from_be_bytes(*word)).collect()
+    }
+
+    fn is_compatible(blob: &[u8], node: &str, with: &str) -> bool {
+        let fdt = fdt::Fdt::new(blob).unwrap();
+        let node = fdt.find_node(node).unwrap();
+        node.compatible().unwrap().all().any(|name| name == with)
+    }
+
+    #[test]
+    fn the_interrupt_controller_is_a_gicv3_with_a_redistributor_for_each_processor() {
+        let blob = blob(|tree| tree.mpidrs = &[0, 1, 2]);
+        let node = "/intc@8000000";
+        assert!(is_compatible(&blob, node, "arm,gic-v3"));
+        let distributor = [0, 0x0800_0000, 0, 0x1_0000];
+        let redistributors = [0, 0x080a_0000, 0, 3 * 0x2_0000];
+        assert_eq!(
+            cells(&blob, node, "reg"),
+            [distributor, redistributors].concat()
+        );
+        assert_eq!(
+            cells(&blob, "/", "interrupt-parent"),
+            cells(&blob, node, "phandle")
+        );
+    }
+
+    #[test]
+    fn the_timer_has_the_interrupts_that_kvm_raises() {
+        let blob = blob(|_| {});
+        assert!(is_compatible(&blob, "/timer", "arm,armv8-timer"));
+        let interrupts = cells(&blob, "/timer", "interrupts");
+        // KVM's virtual timer, its physical one: PPIs 11 and 14, levels (KVM_ARM_VCPU_TIMER_IRQ_VTIMER is INTID 27).
+        assert_eq!(interrupts[6..9], [PPI, 11, LEVEL_HIGH]);
+        assert_eq!(interrupts[3..6], [PPI, 14, LEVEL_HIGH]);
+    }
+
+    #[test]
+    fn processors_are_switched_by_hypercalls() {
+        let blob = blob(|_| {});
+        assert!(is_compatible(&blob, "/psci", "arm,psci-0.2"));
+        let fdt = fdt::Fdt::new(&blob).unwrap();
+        let method = fdt.find_node("/psci").unwrap().property("method").unwrap();
+        assert_eq!(method.as_str(), Some("hvc"));
+    }
+
+    #[test]
+    fn the_clock_is_a_pl031_whose_own_clock_is_there() {
+        let blob = blob(|_| {});
+        let node = "/rtc@9010000";
+        assert!(is_compatible(&blob, node, "arm,pl031"));
+        assert_eq!(cells(&blob, node, "reg"), [0, 0x0901_0000, 0, 0x1000]);
+        assert_eq!(
+            cells(&blob, node, "clocks"),
+            cells(&blob, "/apb-pclk", "phandle")
+        );
+    }
+
     #[test]
     fn the_largest_tree_fits() {
         let mpidrs: Vec<u64> = (0..32).collect();

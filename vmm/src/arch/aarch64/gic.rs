@@ -24,15 +24,7 @@ pub fn create(vm: &Vm) -> Result<(), KvmError> {
         fd: 0,
         flags: 0,
     };
-    let gic = vm
-        .fd()
-        .create_device(&mut device)
-        .map_err(|errno| match errno.errno() {
-            libc::ENODEV => KvmError::Unfit(
-                "its interrupt controller is no GICv3, and KVM can't give guests one without; use a machine with GICv3 or newer",
-            ),
-            _ => KvmError::during("create the interrupt controller")(errno),
-        })?;
+    let gic = vm.fd().create_device(&mut device).map_err(refusal)?;
     let irqs = PRIVATE_IRQS + SPIS;
     set(
         &gic,
@@ -59,6 +51,16 @@ pub fn create(vm: &Vm) -> Result<(), KvmError> {
     )
 }
 
+/// KVM has no such device (ENODEV) where the host's own interrupt controller is an older one.
+fn refusal(errno: kvm_ioctls::Error) -> KvmError {
+    match errno.errno() {
+        libc::ENODEV => KvmError::Unfit(
+            "its interrupt controller is no GICv3, and KVM can't give guests one without; use a machine with GICv3 or newer",
+        ),
+        _ => KvmError::during("create the interrupt controller")(errno),
+    }
+}
+
 fn set(gic: &DeviceFd, group: u32, attribute: u32, value: u64) -> Result<(), KvmError> {
     gic.set_device_attr(&kvm_device_attr {
         group,
@@ -67,4 +69,17 @@ fn set(gic: &DeviceFd, group: u32, attribute: u32, value: u64) -> Result<(), Kvm
         flags: 0,
     })
     .map_err(KvmError::during("set up the interrupt controller"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_without_gicv3_is_told_so_in_one_line() {
+        let told = refusal(kvm_ioctls::Error::new(libc::ENODEV)).to_string();
+        assert!(told.contains("no GICv3") && !told.contains('\n'), "{told}");
+        let other = refusal(kvm_ioctls::Error::new(libc::ENOMEM));
+        assert!(matches!(other, KvmError::Failed { .. }), "{other}");
+    }
 }
