@@ -7,13 +7,14 @@ use std::os::unix::net::UnixListener;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use anyhow::Context;
 use nix::sys::socket::{setsockopt, sockopt::ReceiveTimeout};
 use nix::sys::time::TimeVal;
 use vmbox_config::{VmConfig, VsockConfig};
 use vsock::{VMADDR_CID_ANY, VsockListener};
 
 use crate::Bench;
-use crate::sample::{Series, in_turns, now};
+use crate::sample::{Series, Side, in_turns, now};
 
 /// The host port on which the agent reports that it is ready.
 const AGENT_PORT: u32 = 1024;
@@ -61,29 +62,53 @@ pub fn kernel() -> &'static str {
     }
 }
 
-/// The other monitor's name.
-pub fn peer_name() -> &'static str {
-    peer().name
+/// What booting once took.
+struct Boot {
+    elapsed: Duration,
+    /// Of all vCPUs, those that KVM serves itself included.
+    exits: u32,
+    /// Of the monitor's process: those of the guest's memory are among them, as each page is touched first.
+    faults: u32,
 }
 
-/// Both series, ours first.
-pub fn compare(bench: &Bench) -> anyhow::Result<(Series, Series)> {
-    let ours = (
-        Series::new("vmbox-vmm: exec → agent ready"),
-        Box::new(|| ours(bench)) as Box<dyn FnMut() -> _>,
-    );
-    let qemu = (
-        Series::new(&format!("{}: exec → agent ready", peer_name())),
-        Box::new(|| qemu(bench, peer())) as Box<dyn FnMut() -> _>,
-    );
-    let mut series = in_turns(vec![ours, qemu])?.into_iter();
-    match (series.next(), series.next()) {
-        (Some(ours), Some(qemu)) => Ok((ours, qemu)),
-        _ => unreachable!("two sides went in"),
+/// One figure of one side, which has a name.
+type Figure = fn(&str, &[Boot]) -> Series;
+
+/// Prints what each side took, and ours in proportion.
+pub fn compare(bench: &Bench) -> anyhow::Result<()> {
+    let measured = in_turns(vec![
+        Box::new(|| ours(bench)) as Side<'_, _>,
+        Box::new(|| qemu(bench, peer())),
+    ])?;
+    let names = ["vmbox-vmm", peer().name];
+    let figures: [(&str, Figure); 3] = [
+        ("exec → agent ready", |name, boots| {
+            Series::times(name, boots.iter().map(|boot| boot.elapsed))
+        }),
+        ("exits until then", |name, boots| {
+            Series::counts(name, boots.iter().map(|boot| boot.exits))
+        }),
+        ("page faults until then", |name, boots| {
+            Series::counts(name, boots.iter().map(|boot| boot.faults))
+        }),
+    ];
+    for (what, series) in figures {
+        let sides = names.iter().zip(&measured);
+        let sides: Vec<_> = sides
+            .map(|(name, boots)| series(&format!("{name}: {what}"), boots))
+            .collect();
+        for side in &sides {
+            println!("{side}");
+        }
+        if let [ours, theirs] = sides.as_slice() {
+            let ratio = ours.median() / theirs.median();
+            println!("{what}: ratio {} / {} {ratio:.3}", names[0], names[1]);
+        }
     }
+    Ok(())
 }
 
-fn ours(bench: &Bench) -> anyhow::Result<Duration> {
+fn ours(bench: &Bench) -> anyhow::Result<Boot> {
     let socket = bench.work.join("vsock");
     let config = VmConfig {
         vcpus: 1,
@@ -121,7 +146,7 @@ fn ours(bench: &Bench) -> anyhow::Result<Duration> {
     ready(start, listener.accept()?.0, child)
 }
 
-fn qemu(bench: &Bench, peer: &Peer) -> anyhow::Result<Duration> {
+fn qemu(bench: &Bench, peer: &Peer) -> anyhow::Result<Boot> {
     let listener = VsockListener::bind_with_cid_port(VMADDR_CID_ANY, AGENT_PORT)?;
     setsockopt(&listener, ReceiveTimeout, &PATIENCE)?;
     let memory = format!("{MEMORY_MIB}M");
@@ -158,13 +183,42 @@ fn qemu(bench: &Bench, peer: &Peer) -> anyhow::Result<Duration> {
     ready(start, listener.accept()?.0, child)
 }
 
-/// The time until the agent's whole first line is there; then the monitor is put away.
-fn ready(start: Duration, agent: impl Read, mut child: Child) -> anyhow::Result<Duration> {
+/// What it took until the agent's whole first line is there; then the monitor is put away.
+fn ready(start: Duration, agent: impl Read, mut child: Child) -> anyhow::Result<Boot> {
     let mut line = String::new();
     BufReader::new(agent).read_line(&mut line)?;
     let elapsed = now()? - start;
+    let (exits, faults) = (exits(child.id())?, faults(child.id())?);
     child.kill()?;
     child.wait()?;
     anyhow::ensure!(line.contains("\"agent\""), "not a greeting: {line:?}");
-    Ok(elapsed)
+    Ok(Boot {
+        elapsed,
+        exits,
+        faults,
+    })
+}
+
+/// What KVM has counted for the one VM that a process has made: its folder is named by the process and a descriptor.
+fn exits(pid: u32) -> anyhow::Result<u32> {
+    let mine = format!("{pid}-");
+    for folder in fs::read_dir("/sys/kernel/debug/kvm").context("debugfs")? {
+        let folder = folder?;
+        if folder.file_name().to_string_lossy().starts_with(&mine) {
+            let count = fs::read_to_string(folder.path().join("exits"))?;
+            return Ok(count.trim().parse()?);
+        }
+    }
+    anyhow::bail!("KVM knows no VM of process {pid}")
+}
+
+/// proc_pid_stat(5): minflt and majflt, the eighth and tenth field behind the command's name.
+fn faults(pid: u32) -> anyhow::Result<u32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let (_, fields) = stat.rsplit_once(") ").context("a process without a name")?;
+    let fields: Vec<_> = fields.split(' ').collect();
+    let field = |index: usize| -> anyhow::Result<u32> {
+        Ok(fields.get(index).context("a short line")?.parse()?)
+    };
+    Ok(field(7)? + field(9)?)
 }

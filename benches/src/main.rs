@@ -22,7 +22,16 @@ pub struct Bench {
     work: PathBuf,
 }
 
+/// What can be asked for by name; all of it if nothing is.
+const FIGURES: [&str; 4] = ["sizes", "boot", "start", "memory"];
+
 fn main() -> anyhow::Result<()> {
+    let names: Vec<String> = std::env::args().skip(1).collect();
+    for name in &names {
+        let known = FIGURES.contains(&name.as_str());
+        anyhow::ensure!(known, "there is no {name:?}, but {FIGURES:?}");
+    }
+    let wanted = |name: &str| names.is_empty() || names.iter().any(|other| other == name);
     let product = PathBuf::from(
         std::env::var_os("VMBOX_TEST_PRODUCT")
             .context("VMBOX_TEST_PRODUCT is not set: use `cargo dev bench`")?,
@@ -36,28 +45,27 @@ fn main() -> anyhow::Result<()> {
         bundle,
         work,
     };
+    if wanted("sizes") {
+        sizes(&bench)?;
+    }
+    if wanted("boot") {
+        boot::compare(&bench)?;
+    }
+    if wanted("start") {
+        start::compare(&bench)?;
+    }
+    if wanted("memory") {
+        memory::report(&bench)?;
+    }
+    Ok(())
+}
+
+/// Of what a user installs.
+fn sizes(bench: &Bench) -> anyhow::Result<()> {
     for file in [boot::kernel(), "guest.cpio", "vmbox", "vmbox-vmm"] {
-        let size = bench
-            .product
-            .join(file)
-            .metadata()
-            .with_context(|| file.to_owned())?
-            .len();
+        let metadata = bench.product.join(file).metadata();
+        let size = metadata.with_context(|| file.to_owned())?.len();
         println!("size of {file:<36} {:>12} KiB", size >> 10);
     }
-    let (ours, qemu) = boot::compare(&bench)?;
-    println!(
-        "{ours}\n{qemu}\nratio vmbox-vmm / {} {:.3}",
-        boot::peer_name(),
-        ours.median() / qemu.median()
-    );
-    let starts = start::compare(&bench)?;
-    for series in &starts {
-        println!(
-            "{series}  ({:.2} x {})",
-            series.median() / starts[0].median(),
-            starts[0].name
-        );
-    }
-    memory::report(&bench)
+    Ok(())
 }

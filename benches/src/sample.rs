@@ -1,4 +1,4 @@
-//! Series of measurements: what is timed, how often, and how it is told.
+//! Series of measurements: how often something is measured, and how it is told.
 
 use std::fmt;
 use std::time::Duration;
@@ -13,25 +13,33 @@ pub fn now() -> anyhow::Result<Duration> {
     Ok(clock_gettime(ClockId::CLOCK_MONOTONIC)?.into())
 }
 
-/// The measurements of one side.
+/// What was measured of one side.
 pub struct Series {
-    pub name: String,
+    name: String,
+    unit: &'static str,
     values: Vec<f64>,
 }
 
 impl Series {
-    pub fn new(name: &str) -> Self {
+    /// In milliseconds; under `--icount`, millions of instructions.
+    pub fn times(name: &str, values: impl IntoIterator<Item = Duration>) -> Self {
+        let values = values.into_iter().map(|time| time.as_secs_f64() * 1e3);
+        Self::new(name, "ms or Minstr", values.collect())
+    }
+
+    /// How often something happened.
+    pub fn counts(name: &str, values: impl IntoIterator<Item = u32>) -> Self {
+        Self::new(name, "times", values.into_iter().map(f64::from).collect())
+    }
+
+    fn new(name: &str, unit: &'static str, values: Vec<f64>) -> Self {
         Self {
             name: name.to_owned(),
-            values: Vec::new(),
+            unit,
+            values,
         }
     }
 
-    pub fn add(&mut self, elapsed: Duration) {
-        self.values.push(elapsed.as_secs_f64() * 1e3);
-    }
-
-    /// In milliseconds; under `--icount`, millions of instructions.
     pub fn median(&self) -> f64 {
         let mut sorted = self.values.clone();
         sorted.sort_by(f64::total_cmp);
@@ -54,25 +62,27 @@ impl fmt::Display for Series {
         let (low, high) = self.spread();
         write!(
             f,
-            "{:<44} {:>9.1} ms or Minstr  [{low:.1} … {high:.1}]",
+            "{:<44} {:>9.1} {:<12}  [{low:.1} … {high:.1}]",
             self.name,
-            self.median()
+            self.median(),
+            self.unit
         )
     }
 }
 
-/// One side of a comparison: where its figures go, and how one is had.
-pub type Side<'a> = (Series, Box<dyn FnMut() -> anyhow::Result<Duration> + 'a>);
+/// How one side is measured.
+pub type Side<'a, T> = Box<dyn FnMut() -> anyhow::Result<T> + 'a>;
 
-/// Warms every side up once, then measures them in turns.
-pub fn in_turns(mut sides: Vec<Side<'_>>) -> anyhow::Result<Vec<Series>> {
-    for (_, measure) in &mut sides {
+/// Warms every side up once, then measures them in turns. What is returned is in the order of the sides.
+pub fn in_turns<T>(mut sides: Vec<Side<'_, T>>) -> anyhow::Result<Vec<Vec<T>>> {
+    for measure in &mut sides {
         measure()?;
     }
+    let mut measured: Vec<Vec<T>> = sides.iter().map(|_| Vec::new()).collect();
     for _ in 0..ROUNDS {
-        for (series, measure) in &mut sides {
-            series.add(measure()?);
+        for (measure, values) in sides.iter_mut().zip(&mut measured) {
+            values.push(measure()?);
         }
     }
-    Ok(sides.into_iter().map(|(series, _)| series).collect())
+    Ok(measured)
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::Context;
 
 use crate::Bench;
-use crate::sample::{Series, in_turns, now};
+use crate::sample::{Series, Side, in_turns, now};
 
 /// A bundle that prints one word: busybox and nothing else, `runc spec`'s own configuration.
 pub fn make_bundle(work: &Path) -> anyhow::Result<PathBuf> {
@@ -33,8 +33,8 @@ pub fn make_bundle(work: &Path) -> anyhow::Result<PathBuf> {
     Ok(bundle)
 }
 
-/// One series a runtime, the cheapest of them first.
-pub fn compare(bench: &Bench) -> anyhow::Result<Vec<Series>> {
+/// Prints a series for each runtime, the cheapest first, and its median in proportion to that.
+pub fn compare(bench: &Bench) -> anyhow::Result<()> {
     let vmbox = bench.product.join("vmbox");
     let runtimes = [
         ("crun", Path::new("crun")),
@@ -47,12 +47,16 @@ pub fn compare(bench: &Bench) -> anyhow::Result<Vec<Series>> {
             round += 1;
             first_byte(program, &bench.bundle, &format!("{name}-{round}"))
         };
-        (
-            Series::new(&format!("{name} run: exec → first byte")),
-            Box::new(measure) as Box<dyn FnMut() -> _>,
-        )
+        Box::new(measure) as Side<'_, _>
     });
-    in_turns(sides.into_iter().collect())
+    let mut cheapest = None;
+    for ((name, _), times) in runtimes.into_iter().zip(in_turns(sides.into())?) {
+        let series = Series::times(&format!("{name} run: exec → first byte"), times);
+        let median = series.median();
+        let ratio = median / *cheapest.get_or_insert(median);
+        println!("{series}  ({ratio:.2} x crun)");
+    }
+    Ok(())
 }
 
 fn first_byte(program: &Path, bundle: &Path, id: &str) -> anyhow::Result<Duration> {
