@@ -12,9 +12,12 @@ use crate::{
     },
 };
 
+/// In runc's words, which engines read.
+const VERSION: &str = concat!("version ", env!("CARGO_PKG_VERSION"), "\nspec: 1.2.0");
+
 /// Containers, each in a virtual machine of its own.
 #[derive(Debug, Parser)]
-#[command(name = "vmbox", version)]
+#[command(name = "vmbox", version = VERSION)]
 pub struct Cli {
     /// What an engine says before the verb.
     #[command(flatten)]
@@ -263,6 +266,15 @@ mod tests {
         assert!(!text.contains('\n'));
         let error = Cli::try_parse_from(["vmbox", "run", "--nonsense"]).unwrap_err();
         assert!(complaint(&error).contains("--nonsense"));
+    }
+
+    #[test]
+    fn version_is_in_the_words_that_engines_read() {
+        let shown = Cli::try_parse_from(["vmbox", "--version"]).unwrap_err();
+        let text = shown.to_string();
+        let lines: Vec<_> = text.lines().collect();
+        let version = concat!("vmbox version ", env!("CARGO_PKG_VERSION"));
+        assert_eq!(lines, [version, "spec: 1.2.0"]);
     }
 
     #[test]
