@@ -10,6 +10,7 @@ mod docker;
 mod faults;
 mod kit;
 mod limits;
+mod machine;
 mod monitor;
 mod network;
 mod oci;

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
-use vmbox_config::{Control, ExitReason, Reply, VmConfig};
+use vmbox_config::{Control, ExitReason, Reply, ShareConfig, VmConfig};
 use vmbox_tests::arch::Arch;
 
 use crate::kit::{Corner, PATIENCE, eventually, product};
@@ -165,6 +165,24 @@ fn sizes_out_of_bounds_are_bad_configuration() {
         spawn(&corner, &config(&corner, 1, 65537)),
         ExitReason::BadConfig,
         &["65536"],
+    );
+}
+
+/// How much that is, KVM says: on aarch64 it is the IPA size. No processor has more than 52 bits.
+#[test]
+fn more_than_a_guest_can_address_is_refused() {
+    let corner = Corner::new("vm-ipa");
+    let config = VmConfig {
+        shares: vec![ShareConfig {
+            dax_window_mib: u32::MAX - 1,
+            ..serde_json::from_str(r#"{"tag":"root","path":"/"}"#).unwrap()
+        }],
+        ..config(&corner, 1, 128)
+    };
+    ends(
+        spawn(&corner, &config),
+        ExitReason::BadConfig,
+        &["DAX windows of 4294967294 MiB", "bits; ask for smaller"],
     );
 }
 
