@@ -9,7 +9,10 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::busybox;
-use crate::kit::{Corner, Done, PATIENCE, eventually, get, monitors, product};
+use crate::kit::{Corner, Done, PATIENCE, eventually, product};
+
+mod life;
+mod network;
 
 const IMAGE: &str = "busybox";
 
@@ -20,6 +23,14 @@ struct Docker {
 }
 
 impl Docker {
+    /// Without networks of its own, which take it long to make.
+    fn new(name: &'static str) -> Self {
+        Self::with(
+            name,
+            &json!({"bridge": "none", "iptables": false, "ip6tables": false}),
+        )
+    }
+
     fn with(name: &'static str, more: &Value) -> Self {
         let corner = Corner::new(name);
         // The parent of all containers' cgroups, which stays.
@@ -65,13 +76,37 @@ impl Docker {
         fs::read_to_string(self.corner.path("log")).unwrap_or_default()
     }
 
-    fn docker(&self, args: &[&str]) -> Done {
-        let mut command = Command::new("docker");
+    /// `docker` or `docker-compose`, for this daemon.
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
         let socket = format!("unix://{}", self.corner.path("socket").display());
-        command.args(["--host", &socket]).args(args);
         // The builder that the daemon has in itself: the other is a package of its own.
-        command.env("DOCKER_BUILDKIT", "0").stdin(Stdio::null());
-        Done::of(command.output().unwrap())
+        command
+            .env("DOCKER_HOST", socket)
+            .env("DOCKER_BUILDKIT", "0");
+        command.stdin(Stdio::null());
+        command
+    }
+
+    fn docker(&self, args: &[&str]) -> Done {
+        Done::of(self.command("docker").args(args).output().unwrap())
+    }
+
+    /// `docker run --network none OPTIONS… IMAGE sh -c SCRIPT`.
+    fn run(&self, options: &[&str], script: &str) -> Done {
+        let words = [
+            &["run", "--network", "none"],
+            options,
+            &[IMAGE, "sh", "-c", script],
+        ];
+        self.docker(&words.concat())
+    }
+
+    fn inspect(&self, container: &str, what: &str) -> String {
+        let text = self
+            .docker(&["inspect", "--format", what, container])
+            .exits(0);
+        text.trim_end().to_owned()
     }
 }
 
@@ -81,58 +116,4 @@ impl Drop for Docker {
         let _ = kill(pid, Signal::SIGTERM);
         let _ = self.daemon.wait();
     }
-}
-
-#[test]
-#[ignore = "minutes under emulation: `cargo dev test --tier long`"]
-fn containers_of_a_network_find_each_other_and_are_reached_by_their_ports() {
-    let docker = Docker::with("docker-network", &json!({"userland-proxy": false}));
-    let site = docker.corner.path("site");
-    fs::create_dir(&site).unwrap();
-    fs::write(site.join("index.html"), "hello from a guest\n").unwrap();
-    let mount = format!("{}:/site:ro", site.display());
-    docker.docker(&["network", "create", "web-net"]).exits(0);
-    let server = [
-        "run",
-        "--detach",
-        "--name",
-        "web",
-        "--network",
-        "web-net",
-        "-p",
-        "18081:80",
-        "-v",
-        &mount,
-        IMAGE,
-        "httpd",
-        "-f",
-        "-p",
-        "80",
-        "-h",
-        "/site",
-    ];
-    docker.docker(&server).exits(0);
-    let mut seen = String::new();
-    let answers = || {
-        seen = get(18081).unwrap_or_else(|error| error.to_string());
-        seen.contains("hello from a guest")
-    };
-    assert!(eventually(PATIENCE, answers), "{seen}");
-    // By Docker's resolver on 127.0.0.11, which is in the network namespace on the host.
-    let client = [
-        "run",
-        "--rm",
-        "--network",
-        "web-net",
-        IMAGE,
-        "wget",
-        "-q",
-        "-O",
-        "-",
-        "http://web/",
-    ];
-    assert_eq!(docker.docker(&client).exits(0), "hello from a guest\n");
-    docker.docker(&["rm", "--force", "web"]).exits(0);
-    docker.docker(&["network", "rm", "web-net"]).exits(0);
-    assert!(monitors(&docker.corner).is_empty());
 }
