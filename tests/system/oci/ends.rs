@@ -1,13 +1,8 @@
 //! Every end that a container can come to, and what is left of it.
 
-use std::fs;
-use std::io::Read;
-use std::process::Stdio;
-
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
-use serde_json::{Value, json};
 
 use super::{Engine, SOON};
 use crate::kit::{Done, PATIENCE, eventually, monitors};

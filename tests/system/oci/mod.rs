@@ -12,12 +12,11 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use crate::kit::{Corner, Done, PATIENCE, eventually, monitors, rootfs};
+use crate::kit::{Corner, Done, monitors, rootfs};
 
 /// How soon the end of anything must be known: 2 s, and what an emulated host on a busy machine takes beyond that.
 pub const SOON: Duration = Duration::from_secs(20);

@@ -9,8 +9,7 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use super::{Engine, SOON};
-use crate::kit::{Done, PATIENCE, eventually, monitors};
+use super::Engine;
 
 #[test]
 fn signals_reach_the_container_by_kill_and_by_its_pid() {
