@@ -12,7 +12,7 @@ use crate::spec;
 use crate::stdio::Streams;
 
 impl Container {
-    /// Starts another process.
+    /// Starts another process, in the cgroup `place` below the container's own if it is named.
     ///
     /// # Errors
     /// Not running, the name is taken, or the program can't be executed.
@@ -21,6 +21,7 @@ impl Container {
         name: &str,
         json: &[u8],
         connection: Connection,
+        place: Option<String>,
     ) -> Result<u32, ContainerError> {
         let _turn = self.turn.lock().await;
         self.check(Action::Exec)?;
@@ -32,7 +33,7 @@ impl Container {
             });
         }
         lock(&self.execs).insert(name.into(), None);
-        let made = self.exec_named(name, &process, connection).await;
+        let made = self.exec_named(name, &process, connection, place).await;
         if made.is_err() {
             lock(&self.execs).remove(name);
         }
@@ -44,6 +45,7 @@ impl Container {
         name: &str,
         process: &ProcessSpec,
         connection: Connection,
+        place: Option<String>,
     ) -> Result<u32, ContainerError> {
         let config: Spec = fs::read(self.bundle.join("config.json"))
             .and_then(|bytes| Ok(serde_json::from_slice(&bytes)?))
@@ -66,6 +68,7 @@ impl Container {
             bundle: self.bundle.display().to_string(),
             process: file.display().to_string(),
             cgroup: self.cgroup.path().display().to_string(),
+            place,
             terminal: connection.terminal,
             owner_uid: process.user().uid(),
         };

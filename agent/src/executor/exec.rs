@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::path::Path;
+use std::path::{Component, Path, PathBuf};
 
 use libcontainer::capabilities;
 use libcontainer::oci_spec::runtime::{LinuxSeccomp, Process, Spec};
@@ -38,6 +38,7 @@ pub fn exec(channel: &Channel, request: &Request, stdio: Vec<OwnedFd>) -> Result
         bundle,
         process,
         cgroup,
+        place,
         terminal,
         owner_uid,
     } = request
@@ -54,7 +55,10 @@ pub fn exec(channel: &Channel, request: &Request, stdio: Vec<OwnedFd>) -> Result
         .map_err(|e| Failure::of("set oom_score_adj", e))?;
     let affinity = process.exec_cpu_affinity().clone().unwrap_or_default();
     scheduling::set_affinity("initial", affinity.initial().as_deref())?;
-    join_cgroup(Path::new(cgroup), *init_pid)?;
+    match place {
+        Some(place) => join(&below(Path::new(cgroup), place))?,
+        None => join_cgroup(Path::new(cgroup), *init_pid)?,
+    }
     scheduling::set_affinity("final", affinity.cpu_affinity_final().as_deref())?;
     scheduling::set_io_priority(process.io_priority().as_ref())?;
     scheduling::set_scheduler(process.scheduler().as_ref())?;
@@ -100,10 +104,24 @@ fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, Failure> 
     serde_json::from_slice(&bytes).map_err(|e| Failure::of(&path.display().to_string(), e))
 }
 
+/// A cgroup of the container's, wherever the path says that it is.
+fn below(cgroup: &Path, place: &str) -> PathBuf {
+    let names = Path::new(place).components().filter_map(|part| match part {
+        Component::Normal(name) => Some(name),
+        _ => None,
+    });
+    cgroup.join(names.collect::<PathBuf>())
+}
+
+fn join(cgroup: &Path) -> Result<(), Failure> {
+    let procs = cgroup.join("cgroup.procs");
+    fs::write(&procs, "0").map_err(|e| Failure::of(&format!("join {}", procs.display()), e))
+}
+
 /// The container's cgroup; or, when a container such as systemd has divided it and the kernel allows processes only in its leaves,
 /// the cgroup that its init is in.
 fn join_cgroup(cgroup: &Path, init_pid: u32) -> Result<(), Failure> {
-    let Err(first) = fs::write(cgroup.join("cgroup.procs"), "0") else {
+    let Err(first) = join(cgroup) else {
         return Ok(());
     };
     let line = fs::read_to_string(format!("/proc/{init_pid}/cgroup")).unwrap_or_default();
@@ -112,12 +130,8 @@ fn join_cgroup(cgroup: &Path, init_pid: u32) -> Result<(), Failure> {
         .strip_prefix("0::/")
         .map(|path| Path::new("/sys/fs/cgroup").join(path));
     match inits {
-        Some(path)
-            if path.starts_with(cgroup) && fs::write(path.join("cgroup.procs"), "0").is_ok() =>
-        {
-            Ok(())
-        }
-        _ => Err(Failure::of("join the container's cgroup", first)),
+        Some(path) if path.starts_with(cgroup) && join(&path).is_ok() => Ok(()),
+        _ => Err(first),
     }
 }
 
@@ -284,4 +298,17 @@ fn connect_stdio(stdio: &[OwnedFd]) -> Result<(), Failure> {
             .map_err(|e| Failure::of("stdio", e))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_never_outside_the_containers_cgroup() {
+        let at = |place| below(Path::new("/c/web"), place);
+        assert_eq!(at("/"), Path::new("/c/web"));
+        assert_eq!(at("/a/b"), Path::new("/c/web/a/b"));
+        assert_eq!(at("../../x"), Path::new("/c/web/x"));
+    }
 }

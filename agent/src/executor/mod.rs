@@ -48,6 +48,8 @@ pub enum Request {
         bundle: String,
         process: String,
         cgroup: String,
+        /// Below `cgroup`, `/` being that one; else where its init is will do.
+        place: Option<String>,
         terminal: bool,
         owner_uid: u32,
     },

@@ -19,8 +19,9 @@ impl vmbox_protocol::agent_ttrpc::Processes for ProcessesService {
     async fn exec(&self, _: &TtrpcContext, request: ExecRequest) -> ttrpc::Result<ExecResponse> {
         let container = self.0.container(&request.id).map_err(status)?;
         let connection = connection(request.stdio.as_ref());
+        let place = Some(request.cgroup).filter(|place| !place.is_empty());
         let pid = container
-            .exec(&request.process, &request.spec, connection)
+            .exec(&request.process, &request.spec, connection, place)
             .await
             .map_err(status)?;
         Ok(ExecResponse {

@@ -27,7 +27,8 @@ impl Agent {
         Ok(())
     }
 
-    /// Starts another process, named `process` among those of the container; its process id in the guest.
+    /// Starts another process, named `process` among those of the container; its process id in the guest. `cgroup` is a
+    /// path from the container's own, or empty for that.
     ///
     /// # Errors
     /// The agent refused, or is gone.
@@ -37,12 +38,14 @@ impl Agent {
         process: &str,
         spec: Vec<u8>,
         stdio: Stdio,
+        cgroup: &str,
     ) -> Result<u32, AgentError> {
         let request = ExecRequest {
             id: id.to_string(),
             process: process.to_owned(),
             spec,
             stdio: Some(stdio).into(),
+            cgroup: cgroup.to_owned(),
             ..Default::default()
         };
         let answer = self

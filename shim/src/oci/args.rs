@@ -182,8 +182,8 @@ pub struct ExecArgs {
     /// Add a capability
     #[arg(short, long, value_name = "CAP")]
     pub cap: Vec<String>,
-    /// In another cgroup of the container
-    #[arg(long, value_name = "PATH", hide = true)]
+    /// In a cgroup below the container's
+    #[arg(long, value_name = "PATH")]
     pub cgroup: Vec<String>,
     /// Though the container is paused
     #[arg(long)]
@@ -215,7 +215,7 @@ pub struct PsArgs {
     /// The container's id
     #[arg(value_name = "CONTAINER")]
     pub id: String,
-    /// Options of ps(1): only those that runc uses by itself
+    /// Options of ps(1): `-e`, `-ef`, `ax`
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     pub options: Vec<String>,
 }

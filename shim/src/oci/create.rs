@@ -218,6 +218,7 @@ fn in_pod(
     let seat = Seat::take(&place.dir, console, &bundle.netns, Some(&held.dir))?;
     record.keeper = Some(seat.process);
     held.write(record)?;
+    context.note(|| format!("container {id}: process {} stands for it", seat.process.pid));
     if let Some(cgroup) = &record.cgroup {
         cgroup::make(cgroup)?;
         cgroup::enter(cgroup, seat.process.pid)?;
@@ -233,6 +234,12 @@ fn in_pod(
         &hostname.unwrap_or_else(|| id.to_string()),
         record.cgroup.as_deref(),
     )?;
+    context.note(|| {
+        format!(
+            "container {id}: the guest of {} is up",
+            place.dir.path().display()
+        )
+    });
     let netns = match &bundle.netns {
         Netns::At(path) => path.clone(),
         Netns::New => format!("/proc/{}/ns/net", seat.process.pid).into(),
@@ -245,6 +252,12 @@ fn in_pod(
     record.guest_pid = place
         .create(id, spec, seat.stdio.clone())
         .map_err(|error| error.about(&program))?;
+    context.note(|| {
+        format!(
+            "container {id}: made, process {} of the guest",
+            record.guest_pid
+        )
+    });
     Ok((seat, view))
 }
 

@@ -57,7 +57,9 @@ fn delete_held(
             });
         }
     }
-    remove(held, record, |error| context.warn(&one_line(&error)))
+    remove(held, record, |error| context.warn(&one_line(&error)))?;
+    context.note(|| format!("container {id}: removed"));
+    Ok(())
 }
 
 /// Removes a container that has ended.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use serde::Serialize;
 use serde_json::{Value, json};
 use vmbox_protocol::agent::StatsResponse;
 
@@ -72,12 +73,21 @@ async fn follow(agent: &Agent, id: &ContainerId, interval: Duration) -> Result<(
     }
 }
 
+/// runc's types.Event, in its order.
+#[derive(Serialize)]
+struct Event<'a> {
+    r#type: &'a str,
+    id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<Value>,
+}
+
 fn emit(kind: &str, id: &ContainerId, stats: Option<&StatsResponse>) -> Result<(), OciError> {
-    let mut event = json!({"type": kind, "id": id.as_str()});
-    if let Some(stats) = stats {
-        event["data"] = data(stats);
-    }
-    list::write(format!("{event}\n"))
+    list::line(&Event {
+        r#type: kind,
+        id: id.as_str(),
+        data: stats.map(data),
+    })
 }
 
 fn data(stats: &StatsResponse) -> Value {

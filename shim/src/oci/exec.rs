@@ -1,6 +1,10 @@
 //! `exec`: another process in a container, with a keeper of its own.
 
-use std::{fs, path::Path, process::Child};
+use std::{
+    fs,
+    path::{Component, Path},
+    process::Child,
+};
 
 use serde_json::{Value, json};
 
@@ -29,9 +33,17 @@ const NOT_STARTED: u8 = 255;
 /// Runs a process; its exit code, or 0 once it runs if nobody waits for it.
 ///
 /// # Errors
-/// The container or the options are not fit for it.
+/// An option that can't be had; every other failure is told and has its own code, as in runc.
 pub fn exec(context: &Context, args: &ExecArgs) -> Result<u8, OciError> {
     refuse_options(args)?;
+    attached(context, args).or_else(|error| {
+        let message = format!("exec failed: {}", one_line(&error));
+        context.log.tell(super::log::Level::Error, &message);
+        Ok(NOT_STARTED)
+    })
+}
+
+fn attached(context: &Context, args: &ExecArgs) -> Result<u8, OciError> {
     let id = store::parse_id(&args.id)?;
     let record = store::look_up(&context.root, &args.id)?;
     match record.status() {
@@ -50,21 +62,21 @@ pub fn exec(context: &Context, args: &ExecArgs) -> Result<u8, OciError> {
         Console::Ours => RawMode::enter().map_err(OciError::host("set the terminal up"))?,
         Console::Streams | Console::Socket(_) => None,
     };
-    let code = match start(
-        &record,
-        &id,
-        &process,
-        console,
-        args.start.pid_file.as_deref(),
-    ) {
+    let started = start(&record, &id, &process, console, args);
+    if let Ok(child) = &started {
+        context.note(|| {
+            format!(
+                "container {id}: process {} stands for the new one",
+                child.id()
+            )
+        });
+    }
+    let code = match started {
         Ok(_) if args.detach => Ok(0),
         Ok(child) => wait::wait(child),
-        Err(error) => {
-            let message = format!("exec failed: {}", one_line(&error));
-            context.log.tell(super::log::Level::Error, &message);
-            Ok(NOT_STARTED)
-        }
+        Err(error) => Err(error),
     };
+    // Before anything is told.
     drop(raw);
     code
 }
@@ -73,11 +85,20 @@ fn refuse_options(args: &ExecArgs) -> Result<(), OciError> {
     refuse_descriptors(args.start.preserve_fds)?;
     match args.cgroup.as_slice() {
         [] => Ok(()),
-        [path] if path == "/" => Ok(()),
+        [path] if is_below(path) => Ok(()),
+        [path] => Err(OciError::Refused(format!(
+            "{path} is not a sub cgroup path"
+        ))),
         _ => Err(OciError::Refused(
-            "--cgroup: a process is in its container's own cgroup".into(),
+            "--cgroup: cgroup v2 has one hierarchy, so one path".into(),
         )),
     }
+}
+
+/// Whether a path, which begins at the container's cgroup, stays there.
+fn is_below(path: &str) -> bool {
+    let mut parts = Path::new(path).components();
+    parts.all(|part| matches!(part, Component::Normal(_) | Component::RootDir))
 }
 
 fn start(
@@ -85,9 +106,9 @@ fn start(
     id: &ContainerId,
     process: &Value,
     console: Console<'_>,
-    pid_file: Option<&Path>,
+    args: &ExecArgs,
 ) -> Result<Child, OciError> {
-    let pid_file = pid_file.map(absolute);
+    let pid_file = args.start.pid_file.as_deref().map(absolute);
     let pod = PodDir::at(record.pod.clone());
     // In the container's network namespace on the host, as every process of the container would be.
     let keeper = record.keeper.ok_or(OciError::ExecStopped)?;
@@ -99,8 +120,9 @@ fn start(
     let spec = process.to_string().into_bytes();
     let name = ContainerId::random();
     let stdio = seat.stdio.clone();
+    let cgroup = args.cgroup.first().map_or("", String::as_str);
     let made = ask(record, "execute", async |agent| {
-        agent.exec(id, name.as_str(), spec, stdio).await
+        agent.exec(id, name.as_str(), spec, stdio, cgroup).await
     });
     made.map_err(|error| match error {
         OciError::Agent(step, error) => {
@@ -254,6 +276,16 @@ mod tests {
             json!(["CAP_KILL", "CAP_CHOWN"])
         );
         assert_eq!(process["capabilities"]["effective"], json!(["CAP_CHOWN"]));
+    }
+
+    #[test]
+    fn a_cgroup_is_one_of_the_containers() {
+        let refused = |words: &[&str]| refuse_options(&args(words)).is_err();
+        assert!(!refused(&["--cgroup", "/", "web", "id"]));
+        assert!(!refused(&["--cgroup", "a/b", "web", "id"]));
+        assert!(refused(&["--cgroup", "..", "web", "id"]));
+        assert!(refused(&["--cgroup", "a/../..", "web", "id"]));
+        assert!(refused(&["--cgroup", "a", "--cgroup", "b", "web", "id"]));
     }
 
     #[test]

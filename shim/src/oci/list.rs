@@ -2,13 +2,14 @@
 
 use std::io::{self, Write};
 
-use serde_json::Value;
+use serde::Serialize;
 
 use super::{
     Context,
     args::{ListArgs, TableFormat},
     error::OciError,
-    store, verbs,
+    record::State,
+    store,
 };
 
 /// Prints them as runc does.
@@ -17,7 +18,7 @@ use super::{
 /// The root can't be read.
 pub fn list(context: &Context, args: &ListArgs) -> Result<(), OciError> {
     let records = store::all(&context.root)?;
-    let states: Vec<Value> = records
+    let states: Vec<State> = records
         .iter()
         .map(|record| record.state(record.status()))
         .collect();
@@ -26,7 +27,7 @@ pub fn list(context: &Context, args: &ListArgs) -> Result<(), OciError> {
         return write(ids.iter().map(|id| format!("{id}\n")).collect());
     }
     match args.format {
-        TableFormat::Json => verbs::print(&Value::Array(states)),
+        TableFormat::Json => line(&states),
         TableFormat::Table => write(table(&states)),
     }
 }
@@ -41,14 +42,27 @@ pub fn write(text: String) -> Result<(), OciError> {
         .map_err(OciError::host("print"))
 }
 
-fn table(states: &[Value]) -> String {
-    let columns = ["id", "pid", "status", "bundle", "created", "owner"];
-    let mut rows = vec![columns.map(str::to_ascii_uppercase)];
+/// Writes JSON as a line, for programs.
+///
+/// # Errors
+/// Nobody takes it.
+pub fn line(value: &impl Serialize) -> Result<(), OciError> {
+    let json = serde_json::to_string(value).map_err(io::Error::from);
+    write(json.map_err(OciError::host("print"))? + "\n")
+}
+
+fn table(states: &[State]) -> String {
+    let columns = ["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"];
+    let mut rows = vec![columns.map(str::to_owned)];
     rows.extend(states.iter().map(|state| {
-        columns.map(|column| match &state[column] {
-            Value::String(text) => text.clone(),
-            other => other.to_string(),
-        })
+        [
+            state.id.to_owned(),
+            state.pid.to_string(),
+            state.status.to_owned(),
+            state.bundle.display().to_string(),
+            state.created.to_owned(),
+            state.owner.clone(),
+        ]
     }));
     aligned(&rows)
 }
@@ -75,19 +89,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_table_has_a_line_for_each() {
-        let state = serde_json::json!({
-            "id": "web", "pid": 42, "status": "running", "bundle": "/b", "created": "now", "owner": "root",
-        });
-        let text = table(&[state]);
-        let lines: Vec<Vec<&str>> = text
-            .lines()
-            .map(|line| line.split_whitespace().collect())
-            .collect();
+    fn columns_are_as_wide_as_runcs() {
+        let row = |cells: [&str; 6]| cells.map(str::to_owned);
+        let rows = [
+            row(["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"]),
+            row(["web", "42", "running", "/a/long/bundle", "now", "root"]),
+        ];
         assert_eq!(
-            lines[0],
-            ["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"]
+            aligned(&rows),
+            "ID          PID         STATUS      BUNDLE           CREATED     OWNER\n\
+             web         42          running     /a/long/bundle   now         root\n"
         );
-        assert_eq!(lines[1], ["web", "42", "running", "/b", "now", "root"]);
     }
 }

@@ -33,6 +33,8 @@ pub enum Level {
     Error,
     /// Odd, but handled.
     Warning,
+    /// A step done, for `--debug`.
+    Debug,
 }
 
 impl Log {
@@ -68,6 +70,7 @@ fn line(format: Format, level: Level, message: &str, time: SystemTime) -> String
     let level = match level {
         Level::Error => "error",
         Level::Warning => "warning",
+        Level::Debug => "debug",
     };
     let time = humantime::format_rfc3339_seconds(time);
     match format {

@@ -63,6 +63,8 @@ pub struct Context {
     run: PathBuf,
     /// `cgroupsPath` is for systemd.
     systemd_cgroup: bool,
+    /// Whether steps are told.
+    debug: bool,
     log: Log,
 }
 
@@ -76,12 +78,20 @@ impl Context {
             root: root.unwrap_or_else(|| run.clone()),
             run,
             systemd_cgroup: globals.systemd_cgroup,
+            debug: globals.debug,
             log,
         })
     }
 
     fn warn(&self, message: &str) {
         self.log.tell(Level::Warning, message);
+    }
+
+    /// Tells a step, if anybody wants to know.
+    fn note(&self, step: impl FnOnce() -> String) {
+        if self.debug {
+            self.log.tell(Level::Debug, &step());
+        }
     }
 }
 
@@ -99,6 +109,13 @@ fn with_context(globals: &Globals, work: impl FnOnce(&Context) -> Result<u8, Oci
             return FAILED;
         }
     };
+    context.note(|| {
+        format!(
+            "containers in {}, pods in {}",
+            context.root.display(),
+            context.run.display()
+        )
+    });
     let done = refuse(globals).and_then(|()| work(&context));
     done.unwrap_or_else(|error| {
         context.log.tell(Level::Error, &one_line(&error));

@@ -2,7 +2,6 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use serde_json::json;
 use vmbox_protocol::agent::ProcessDetails;
 
 use super::{
@@ -13,7 +12,7 @@ use super::{
     list,
     record::{Record, Status},
     store,
-    verbs::{self, ask},
+    verbs::ask,
 };
 use crate::{journal, pod::place::PodDir};
 
@@ -22,70 +21,115 @@ use crate::{journal, pod::place::PodDir};
 /// # Errors
 /// There is no such container, or ps(1) options were given that a guest's processes can't be shown by.
 pub fn ps(context: &Context, args: &PsArgs) -> Result<(), OciError> {
-    let full = args.options.iter().all(|option| option == "-ef");
-    if !full {
-        return Err(OciError::Refused(format!(
-            "ps {}: processes of a guest are shown as `ps -ef` does only",
-            args.options.join(" ")
-        )));
-    }
+    let look = Look::of(&args.options)?;
     let record = store::look_up(&context.root, &args.id)?;
     let id = store::parse_id(&args.id)?;
     if args.format == TableFormat::Json {
-        return verbs::print(&json!(on_the_host(&record)?));
+        return list::line(&on_the_host(&record));
+    }
+    // One that has stopped has none left, which is no failure.
+    if record.status() == Status::Stopped {
+        return list::write(look.table(&[], SystemTime::now()));
     }
     let processes = ask(&record, "list the processes", async |agent| {
         agent.list_processes(&id).await
     })?;
-    list::write(table(&processes.processes, SystemTime::now()))
+    list::write(look.table(&processes.processes, SystemTime::now()))
 }
 
 /// For programs: engines look these ids up on the host, where those of a guest are somebody else's. So it is the keepers,
-/// of the container and of what was executed in it.
-///
-/// # Errors
-/// It has stopped.
-fn on_the_host(record: &Record) -> Result<Vec<u32>, OciError> {
+/// of the container and of what was executed in it; none once it has stopped.
+fn on_the_host(record: &Record) -> Vec<u32> {
     if record.status() == Status::Stopped {
-        return Err(OciError::NotRunning);
+        return Vec::new();
     }
     let own = record.keeper.map(|keeper| keeper.pid);
     let all = record.cgroup.as_deref().map(cgroup::processes);
     let of_pod = journal::processes_of(&PodDir::at(record.pod.clone()));
     let others = all.into_iter().flatten();
     let others = others.filter(|pid| Some(*pid) != own && !of_pod.contains(pid));
-    Ok(own.into_iter().chain(others).collect())
+    own.into_iter().chain(others).collect()
 }
 
-fn table(processes: &[ProcessDetails], now: SystemTime) -> String {
-    let mut text = "UID          PID    PPID  C STIME TTY          TIME CMD\n".to_owned();
-    for process in processes {
-        text += &line(process, now);
+/// Which columns, after the options of ps(1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Look {
+    /// `-e`
+    Brief,
+    /// `-ef`, runc's own choice
+    Full,
+    /// `x`
+    Bsd,
+}
+
+impl Look {
+    /// ps(1)'s options for all processes, `-f` and `x`: the others can't be told from what the agent knows.
+    fn of(options: &[String]) -> Result<Self, OciError> {
+        let mut look = match options {
+            [] => Self::Full,
+            _ => Self::Brief,
+        };
+        for option in options {
+            for letter in option.trim_start_matches('-').chars() {
+                match letter {
+                    'e' | 'a' | 'A' => {}
+                    'f' if option.starts_with('-') => look = Self::Full,
+                    'x' => look = Self::Bsd,
+                    _ => {
+                        return Err(OciError::Refused(format!(
+                            "ps {option}: a guest's processes are shown as `ps -e`, `-ef` and `ax` do only"
+                        )));
+                    }
+                }
+            }
+        }
+        Ok(look)
     }
-    text
-}
 
-fn line(process: &ProcessDetails, now: SystemTime) -> String {
-    let started = UNIX_EPOCH
-        + Duration::from_millis(u64::try_from(process.start_unix_ms).unwrap_or_default());
-    let age = now.duration_since(started).unwrap_or_default();
-    let command = match process.command.as_slice() {
-        [] => format!("[{}]", process.name),
-        words => words.join(" "),
-    };
-    let tty = match process.tty_name.as_str() {
-        "" => "?",
-        name => name,
-    };
-    format!(
-        "{:<8} {:>7} {:>7} {:>2} {:>5} {tty:<8} {} {command}\n",
-        user(process.uid),
-        process.pid,
-        process.ppid,
-        share(process.cpu_ms, age),
-        start(started, age),
-        time(process.cpu_ms),
-    )
+    fn table(self, processes: &[ProcessDetails], now: SystemTime) -> String {
+        let header = match self {
+            Self::Brief => "    PID TTY          TIME CMD\n",
+            Self::Full => "UID          PID    PPID  C STIME TTY          TIME CMD\n",
+            Self::Bsd => "    PID TTY      STAT   TIME COMMAND\n",
+        };
+        let lines = processes.iter().map(|process| self.line(process, now));
+        std::iter::once(header.to_owned()).chain(lines).collect()
+    }
+
+    fn line(self, process: &ProcessDetails, now: SystemTime) -> String {
+        let command = match process.command.as_slice() {
+            [] => format!("[{}]", process.name),
+            words => words.join(" "),
+        };
+        let tty = match process.tty_name.as_str() {
+            "" => "?",
+            name => name,
+        };
+        let (pid, cpu) = (process.pid, process.cpu_ms);
+        match self {
+            Self::Brief => format!("{pid:>7} {tty:<8} {} {}\n", time(cpu), process.name),
+            Self::Bsd => {
+                let (minutes, seconds) = (cpu / 60_000, cpu / 1000 % 60);
+                let state = &process.state;
+                format!("{pid:>7} {tty:<8} {state:<4} {minutes:>3}:{seconds:02} {command}\n")
+            }
+            Self::Full => {
+                let started = UNIX_EPOCH
+                    + Duration::from_millis(
+                        u64::try_from(process.start_unix_ms).unwrap_or_default(),
+                    );
+                let age = now.duration_since(started).unwrap_or_default();
+                format!(
+                    "{:<8} {pid:>7} {:>7} {:>2} {:>5} {tty:<8} {} {command}\n",
+                    user(process.uid),
+                    process.ppid,
+                    share(cpu, age),
+                    start(started, age),
+                    time(cpu),
+                )
+            }
+        }
+    }
 }
 
 /// Users have names in the container, which nobody has read: root alone is the same everywhere.
@@ -131,22 +175,42 @@ fn time(cpu_ms: u64) -> String {
 mod tests {
     use super::*;
 
-    #[test]
-    fn lines_are_those_of_ps() {
+    fn shown(options: &[&str]) -> Result<String, OciError> {
         let process = ProcessDetails {
             pid: 42,
             ppid: 1,
             start_unix_ms: 0,
             cpu_ms: 61_000,
+            state: "S".into(),
+            name: "sleep".into(),
             command: vec!["sleep".into(), "1000".into()],
             ..Default::default()
         };
+        let options: Vec<String> = options.iter().map(|option| (*option).to_owned()).collect();
         let now = UNIX_EPOCH + Duration::from_secs(3600);
+        Ok(Look::of(&options)?.table(&[process], now))
+    }
+
+    #[test]
+    fn lines_are_those_of_ps() {
+        let full = "UID          PID    PPID  C STIME TTY          TIME CMD\n\
+                    root          42       1  1 00:00 ?        00:01:01 sleep 1000\n";
+        assert_eq!(shown(&[]).unwrap(), full);
+        assert_eq!(shown(&["-ef"]).unwrap(), full);
         assert_eq!(
-            table(&[process], now),
-            "UID          PID    PPID  C STIME TTY          TIME CMD\n\
-             root          42       1  1 00:00 ?        00:01:01 sleep 1000\n"
+            shown(&["-e"]).unwrap(),
+            "    PID TTY          TIME CMD\n     42 ?        00:01:01 sleep\n"
         );
+        assert_eq!(
+            shown(&["-e", "-x"]).unwrap(),
+            "    PID TTY      STAT   TIME COMMAND\n     42 ?        S      1:01 sleep 1000\n"
+        );
+    }
+
+    #[test]
+    fn options_that_cannot_be_honoured_are_refused() {
+        assert!(shown(&["-o", "pid"]).is_err());
+        assert!(shown(&["f"]).is_err());
     }
 
     #[test]

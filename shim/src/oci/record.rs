@@ -88,6 +88,27 @@ pub struct Record {
     pub hooks: Value,
 }
 
+/// runtime.md#state and runc's additions, in runc's order.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct State<'a> {
+    oci_version: &'a str,
+    /// Its id.
+    pub id: &'a str,
+    /// 0 once it has stopped.
+    pub pid: u32,
+    /// runc's name of its status.
+    pub status: &'static str,
+    /// Absolute.
+    pub bundle: &'a Path,
+    rootfs: &'a Path,
+    /// RFC 3339.
+    pub created: &'a str,
+    annotations: &'a BTreeMap<String, String>,
+    /// The name of whoever created it.
+    pub owner: String,
+}
+
 impl Record {
     /// Its status now.
     pub fn status(&self) -> Status {
@@ -109,19 +130,19 @@ impl Record {
         }
     }
 
-    /// runtime.md#state, and runc's additions.
-    pub fn state(&self, status: Status) -> Value {
-        json!({
-            "ociVersion": self.oci_version,
-            "id": self.id,
-            "pid": self.pid(status),
-            "status": status.name(),
-            "bundle": self.bundle,
-            "rootfs": self.rootfs,
-            "created": self.created,
-            "annotations": self.annotations,
-            "owner": owner_name(self.owner),
-        })
+    /// What `state` and `list` show.
+    pub fn state(&self, status: Status) -> State<'_> {
+        State {
+            oci_version: &self.oci_version,
+            id: &self.id,
+            pid: self.pid(status),
+            status: status.name(),
+            bundle: &self.bundle,
+            rootfs: &self.rootfs,
+            created: &self.created,
+            annotations: &self.annotations,
+            owner: owner_name(self.owner),
+        }
     }
 
     /// What a hook gets on its standard input.
@@ -210,9 +231,28 @@ mod tests {
 
     #[test]
     fn a_stopped_container_has_no_pid() {
-        let state = record(Phase::Running, None).state(Status::Stopped);
-        assert_eq!(state["pid"], 0);
-        assert_eq!(state["owner"], "root");
+        let record = record(Phase::Running, None);
+        let state = record.state(Status::Stopped);
+        assert_eq!((state.pid, state.owner.as_str()), (0, "root"));
+    }
+
+    #[test]
+    fn a_state_is_in_runcs_order() {
+        let record = record(Phase::Running, None);
+        let state = serde_json::to_string(&record.state(Status::Stopped)).unwrap();
+        let fields = [
+            "ociVersion",
+            "id",
+            "pid",
+            "status",
+            "bundle",
+            "rootfs",
+            "created",
+            "annotations",
+            "owner",
+        ];
+        let places = fields.map(|field| state.find(&format!("\"{field}\":")).unwrap());
+        assert!(places.is_sorted(), "{state}");
     }
 
     #[test]

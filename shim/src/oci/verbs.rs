@@ -44,11 +44,11 @@ pub fn ask<T>(
     })
 }
 
-/// Prints JSON as runc does.
+/// Prints JSON for people, as runc does.
 ///
 /// # Errors
 /// Nobody takes it.
-pub fn print(value: &serde_json::Value) -> Result<(), OciError> {
+pub fn print(value: &impl serde::Serialize) -> Result<(), OciError> {
     let mut out = io::stdout().lock();
     serde_json::to_writer_pretty(&mut out, value)
         .map_err(io::Error::from)
@@ -77,6 +77,7 @@ pub fn start(context: &Context, id: &str) -> Result<(), OciError> {
     started.map_err(|error| about_program(error, &held))?;
     record.phase = Phase::Running;
     held.write(&record)?;
+    context.note(|| format!("container {id}: started"));
     let hooks: HostHooks = serde_json::from_value(record.hooks.clone()).unwrap_or_default();
     hooks.after_start(&record.hook_state(Status::Running))
 }
@@ -108,8 +109,11 @@ pub fn state(context: &Context, id: &str) -> Result<(), OciError> {
 pub fn kill(context: &Context, args: &KillArgs) -> Result<(), OciError> {
     let record = store::look_up(&context.root, &args.id)?;
     let number = signal::parse(&args.signal)?;
-    if record.status() == Status::Stopped {
-        return Err(OciError::NotRunning);
+    match record.status() {
+        // Every process of one that has none.
+        Status::Stopped if args.all => return Ok(()),
+        Status::Stopped => return Err(OciError::NotRunning),
+        _ => {}
     }
     let id = store::parse_id(&args.id)?;
     let killed = ask(&record, "signal the container", async |agent| {

@@ -158,13 +158,29 @@ fn a_wrong_order_is_refused_as_runc_does() {
     engine
         .verb(&["kill", "order", "TERM"])
         .refuses(1, &["container not running"]);
+    engine.verb(&["kill", "--all", "order", "0"]).exits(0);
+    // Only the heading.
+    assert_eq!(engine.verb(&["ps", "order"]).exits(0).lines().count(), 1);
     engine
         .verb(&["start", "order"])
         .refuses(1, &["cannot start a container that has stopped"]);
     engine
         .verb(&["pause", "order"])
         .refuses(1, &["container not running"]);
-    engine.verb(&["delete", "order"]).exits(0);
+    let told = engine.corner.path("told");
+    let verbose = [
+        "--debug",
+        "--log",
+        told.to_str().unwrap(),
+        "delete",
+        "order",
+    ];
+    assert_eq!(engine.verb(&verbose).exits(0), "");
+    let told = fs::read_to_string(told).unwrap();
+    assert!(
+        told.contains("level=debug msg=\"container order: removed\""),
+        "{told}"
+    );
     engine
         .verb(&["delete", "order"])
         .refuses(1, &["container does not exist"]);

@@ -126,7 +126,11 @@ fn a_terminal_is_sent_over_the_console_socket() {
 #[test]
 fn exec_runs_another_process_and_has_its_exit_code() {
     let engine = Engine::new("oci-exec");
-    let bundle = engine.bundle("exec sleep 1000", |_| {});
+    // With a cgroup that may be divided.
+    let bundle = engine.bundle("exec sleep 1000", |config| {
+        let cgroup = json!({"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup"});
+        config["mounts"].as_array_mut().unwrap().push(cgroup);
+    });
     let (pid, _output) = engine.create("exec", &bundle);
     engine.verb(&["start", "exec"]).exits(0);
     let script = "echo $A; id -u; pwd; exit 9";
@@ -139,6 +143,20 @@ fn exec_runs_another_process_and_has_its_exit_code() {
     engine
         .verb(&["exec", "exec", "no-such-program"])
         .refuses(255, &["exec failed", "executable file not found in $PATH"]);
+    let divide = "mkdir /sys/fs/cgroup/below";
+    engine.verb(&["exec", "exec", "sh", "-c", divide]).exits(0);
+    let below = [
+        "exec",
+        "--cgroup",
+        "below",
+        "exec",
+        "cat",
+        "/proc/self/cgroup",
+    ];
+    assert!(engine.verb(&below).exits(0).ends_with("/below\n"));
+    engine
+        .verb(&["exec", "--cgroup", "nothing", "exec", "true"])
+        .refuses(255, &["nothing/cgroup.procs"]);
     let process = engine.corner.path("process.json");
     let object = json!({"args": ["sh", "-c", "exit 4"], "cwd": "/", "user": {"uid": 0, "gid": 0},
                         "env": ["PATH=/usr/bin:/bin"]});
@@ -164,7 +182,7 @@ fn exec_runs_another_process_and_has_its_exit_code() {
     assert_eq!(waitpid(pid, None).unwrap(), WaitStatus::Exited(pid, 137));
     engine
         .verb(&["exec", "exec", "true"])
-        .refuses(1, &["container does not exist"]);
+        .refuses(255, &["exec failed", "container does not exist"]);
 }
 
 #[test]
@@ -178,7 +196,7 @@ fn a_paused_container_stands_still() {
     assert!(engine.is("pause", "paused"));
     engine
         .verb(&["exec", "pause", "true"])
-        .refuses(1, &["cannot exec in a paused container"]);
+        .refuses(255, &["cannot exec in a paused container"]);
     engine.verb(&["resume", "pause"]).exits(0);
     assert!(engine.is("pause", "running"));
     engine.verb(&["exec", "pause", "true"]).exits(0);
@@ -187,9 +205,12 @@ fn a_paused_container_stands_still() {
     assert_eq!(pids, [u32::try_from(pid.as_raw()).unwrap()]);
     let listed = engine.verb(&["list", "-q"]).exits(0);
     assert_eq!(listed, "pause\n");
-    let all: Vec<Value> =
-        serde_json::from_str(&engine.verb(&["list", "--format", "json"]).exits(0)).unwrap();
+    let listed = engine.verb(&["list", "--format", "json"]).exits(0);
+    assert_eq!(listed.lines().count(), 1, "a line, for programs");
+    let all: Vec<Value> = serde_json::from_str(&listed).unwrap();
     assert_eq!(all[0]["status"], "running");
+    let bsd = engine.verb(&["ps", "pause", "-e", "-x"]).exits(0);
+    assert!(bsd.contains("COMMAND") && bsd.contains("while :;"), "{bsd}");
     engine.verb(&["delete", "--force", "pause"]).exits(0);
     waitpid(pid, None).unwrap();
 }
