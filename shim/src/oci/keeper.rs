@@ -150,6 +150,10 @@ fn prepare(orders: &mut Orders) -> io::Result<Prepared> {
     let console = orders.descriptor("console");
     if let Some(console) = &console {
         rustix::process::ioctl_tiocsctty(console)?;
+        // The container's streams are these alone: whoever reads those of our parent is not to wait for us.
+        rustix::stdio::dup2_stdin(console)?;
+        rustix::stdio::dup2_stdout(console)?;
+        rustix::stdio::dup2_stderr(console)?;
     }
     match orders.0.get("netns").map(String::as_str) {
         None => {}

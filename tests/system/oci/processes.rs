@@ -92,11 +92,12 @@ fn a_terminal_is_sent_over_the_console_socket() {
     let create = create
         .arg(&pid_file)
         .args(&id[1..])
-        .stdout(Stdio::null())
+        .stdout(Stdio::piped())
         .stderr(Stdio::inherit());
-    let mut create = create.spawn().unwrap();
+    let create = create.spawn().unwrap();
     let mut terminal = console(&socket);
-    assert!(create.wait().unwrap().success());
+    // Which waits for the end of its output, too: the container has none but the terminal.
+    assert!(create.wait_with_output().unwrap().status.success());
     engine.verb(&["start", "console"]).exits(0);
     read_until(&mut terminal, "is-a-terminal");
     terminal.write_all(b"words\n").unwrap();
