@@ -71,11 +71,8 @@ enum Verb {
         /// Nanoseconds an instruction takes, as a power of two; only with --icount.
         #[arg(long, default_value_t = 0, requires = "icount")]
         shift: u8,
-        /// Instead of running a command.
-        #[arg(value_enum, required_unless_present = "command")]
-        verb: Option<HostVerb>,
-        /// What to run in it.
-        #[arg(last = true, conflicts_with = "verb")]
+        /// `up`, `down`, or a command, after `--` if it begins with a dash.
+        #[arg(trailing_var_arg = true, required = true)]
         command: Vec<String>,
     },
     /// Measure, side by side with others, in the counting virtual host.
@@ -89,16 +86,20 @@ enum Verb {
     },
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum HostVerb {
-    /// Boot it and keep it.
-    Up,
-    /// End it.
-    Down,
+/// `host up OPTIONS` as `host OPTIONS up`: what follows a command is the command's, but these two have nothing of their own.
+fn options_first(mut words: Vec<String>) -> Vec<String> {
+    let is_host = words.get(1).is_some_and(|word| word == "host");
+    let is_verb = words
+        .get(2)
+        .is_some_and(|word| ["up", "down"].contains(&word.as_str()));
+    if is_host && is_verb {
+        words[2..].rotate_left(1);
+    }
+    words
 }
 
 fn main() -> ExitCode {
-    match perform(Arguments::parse().verb) {
+    match perform(Arguments::parse_from(options_first(std::env::args().collect())).verb) {
         Ok(code) => ExitCode::from(u8::try_from(code).unwrap_or(255)),
         Err(error) => {
             eprintln!("dev: error: {error:#}");
@@ -131,7 +132,6 @@ fn perform(verb: Verb) -> Result<i32> {
             arch,
             icount,
             shift,
-            verb,
             command,
         } => {
             let flavour = if icount {
@@ -144,10 +144,10 @@ fn perform(verb: Verb) -> Result<i32> {
                 flavour,
                 ordinal: 0,
             };
-            return match verb {
-                Some(HostVerb::Up) => Host::up(&workspace, model, true).map(|_| 0),
-                Some(HostVerb::Down) => host::down(&workspace, model).map(|()| 0),
-                None => {
+            return match command.as_slice() {
+                [verb] if verb == "up" => Host::up(&workspace, model, true).map(|_| 0),
+                [verb] if verb == "down" => host::down(&workspace, model).map(|()| 0),
+                _ => {
                     let host = Host::up(&workspace, model, false)?;
                     host.run(&command, &[], &mut Streams::connected())
                 }
@@ -184,37 +184,27 @@ fn bench(workspace: &Workspace, arch: Arch, arguments: &[String]) -> Result<i32>
 mod tests {
     use super::*;
 
-    fn host(words: &str) -> Option<(Arch, Option<HostVerb>, Vec<String>)> {
-        let words = ["dev", "host"].into_iter().chain(words.split(' '));
-        match Arguments::try_parse_from(words).ok()?.verb {
-            Verb::Host {
-                arch,
-                verb,
-                command,
-                ..
-            } => Some((arch, verb, command)),
+    fn host(words: &str) -> Option<(Arch, Vec<String>)> {
+        let words = format!("dev host {words}");
+        let words = words.split(' ').map(str::to_owned).collect();
+        match Arguments::try_parse_from(options_first(words)).ok()?.verb {
+            Verb::Host { arch, command, .. } => Some((arch, command)),
             _ => None,
         }
     }
 
     #[test]
     fn options_stand_on_either_side_of_the_hosts_verb() {
-        let wanted = Some((Arch::Aarch64, Some(HostVerb::Up), vec![]));
+        let wanted = Some((Arch::Aarch64, vec!["up".to_owned()]));
         assert_eq!(host("up --arch aarch64"), wanted);
         assert_eq!(host("--arch aarch64 up"), wanted);
     }
 
     #[test]
-    fn what_follows_the_dashes_is_the_command_whole() {
-        let (_, verb, command) = host("--icount -- up --arch aarch64").unwrap();
-        assert_eq!(verb, None);
-        assert_eq!(command, ["up", "--arch", "aarch64"]);
-    }
-
-    #[test]
-    fn neither_verb_nor_command_or_both_is_refused() {
-        for words in ["--icount", "up -- ls", "sideways"] {
-            assert_eq!(host(words), None, "{words}");
+    fn a_command_has_its_options_with_or_without_dashes_before_it() {
+        for words in ["ls --arch", "-- ls --arch"] {
+            assert_eq!(host(words).unwrap().1, ["ls", "--arch"]);
         }
+        assert_eq!(host("--icount"), None);
     }
 }
