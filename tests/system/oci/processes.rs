@@ -129,8 +129,12 @@ fn exec_runs_another_process_and_has_its_exit_code() {
     let engine = Engine::new("oci-exec");
     // With a cgroup that may be divided.
     let bundle = engine.bundle("exec sleep 1000", |config| {
-        let cgroup = json!({"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup"});
-        config["mounts"].as_array_mut().unwrap().push(cgroup);
+        let mounts = config["mounts"].as_array_mut().unwrap();
+        for (kind, at) in [("sysfs", "/sys"), ("cgroup", "/sys/fs/cgroup")] {
+            mounts.push(json!({"destination": at, "type": kind, "source": kind}));
+        }
+        let namespaces = config["linux"]["namespaces"].as_array_mut().unwrap();
+        namespaces.push(json!({"type": "cgroup"}));
     });
     let (pid, _output) = engine.create("exec", &bundle);
     engine.verb(&["start", "exec"]).exits(0);
