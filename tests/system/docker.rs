@@ -9,6 +9,7 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::busybox;
+use crate::engines::run_words;
 use crate::kit::{Corner, Done, PATIENCE, eventually, product};
 
 mod life;
@@ -94,12 +95,7 @@ impl Docker {
 
     /// `docker run --network none OPTIONS… IMAGE sh -c SCRIPT`.
     fn run(&self, options: &[&str], script: &str) -> Done {
-        let words = [
-            &["run", "--network", "none"],
-            options,
-            &[IMAGE, "sh", "-c", script],
-        ];
-        self.docker(&words.concat())
+        self.docker(&run_words(options, IMAGE, script))
     }
 
     fn inspect(&self, container: &str, what: &str) -> String {

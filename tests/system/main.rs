@@ -7,6 +7,7 @@ mod bad_input;
 mod bundle;
 mod busybox;
 mod docker;
+mod engines;
 mod faults;
 mod kit;
 mod limits;

@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
 use crate::busybox;
+use crate::engines::run_words;
 use crate::kit::{Corner, Done, product};
 
 mod network;
@@ -76,12 +77,7 @@ impl Engine {
 
     /// `podman run --network none OPTIONS… IMAGE sh -c SCRIPT`.
     fn run(&self, options: &[&str], script: &str) -> Done {
-        let words = [
-            &["run", "--network", "none"],
-            options,
-            &[IMAGE, "sh", "-c", script],
-        ];
-        self.podman(&words.concat())
+        self.podman(&run_words(options, IMAGE, script))
     }
 
     fn exec(&self, container: &str, script: &str) -> String {

@@ -109,7 +109,7 @@ fn tools(workspace: &Workspace, arch: Arch) -> Result<PathBuf> {
         say(&format!("building {name} {version} for {arch}"));
         let mut cargo = product::static_cargo(workspace, arch, "install")?;
         cargo.env("RUSTFLAGS", &flags);
-        // Half the time to build them, and no slower where they wait for the share.
+        // Half the time to build them; what they wait for is the share.
         cargo.env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1");
         cargo.args(["--locked", "--root"]).arg(&root);
         cargo
