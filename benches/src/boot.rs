@@ -4,6 +4,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use vmbox_config::{VmConfig, VsockConfig};
 use vsock::{VMADDR_CID_ANY, VsockListener};
 
 use crate::Bench;
+use crate::peer;
 use crate::sample::{Series, Side, in_turns, now};
 
 /// The host port on which the agent reports that it is ready.
@@ -76,9 +78,16 @@ type Figure = fn(&str, &[Boot]) -> Series;
 
 /// Prints what each side took, and ours in proportion.
 pub fn compare(bench: &Bench) -> anyhow::Result<()> {
+    let program = peer::program(peer().program)?;
+    for firmware in fs::read_dir("/usr/share/qemu").context("QEMU's firmware")? {
+        let file = firmware?.path();
+        if file.is_file() {
+            peer::to_memory(&file)?;
+        }
+    }
     let measured = in_turns(vec![
         Box::new(|| ours(bench)) as Side<'_, _>,
-        Box::new(|| qemu(bench, peer())),
+        Box::new(|| qemu(bench, &program, peer())),
     ])?;
     let names = ["vmbox-vmm", peer().name];
     let figures: [(&str, Figure); 3] = [
@@ -146,12 +155,12 @@ fn ours(bench: &Bench) -> anyhow::Result<Boot> {
     ready(start, listener.accept()?.0, child)
 }
 
-fn qemu(bench: &Bench, peer: &Peer) -> anyhow::Result<Boot> {
+fn qemu(bench: &Bench, program: &Path, peer: &Peer) -> anyhow::Result<Boot> {
     let listener = VsockListener::bind_with_cid_port(VMADDR_CID_ANY, AGENT_PORT)?;
     setsockopt(&listener, ReceiveTimeout, &PATIENCE)?;
     let memory = format!("{MEMORY_MIB}M");
     let start = now()?;
-    let child = Command::new(peer.program)
+    let child = Command::new(program)
         .args(["-M", peer.machine])
         .args([
             "-enable-kvm",

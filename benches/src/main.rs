@@ -5,6 +5,7 @@
 
 mod boot;
 mod memory;
+mod peer;
 mod sample;
 mod start;
 

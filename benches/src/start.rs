@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::Context;
 
 use crate::Bench;
+use crate::peer;
 use crate::sample::{Series, Side, in_turns, now};
 
 /// A bundle that prints one word: busybox and nothing else, `runc spec`'s own configuration.
@@ -36,9 +37,10 @@ pub fn make_bundle(work: &Path) -> anyhow::Result<PathBuf> {
 /// Prints a series for each runtime, the cheapest first, and its median in proportion to that.
 pub fn compare(bench: &Bench) -> anyhow::Result<()> {
     let vmbox = bench.product.join("vmbox");
+    let (crun, runc) = (peer::program("crun")?, peer::program("runc")?);
     let runtimes = [
-        ("crun", Path::new("crun")),
-        ("runc", Path::new("runc")),
+        ("crun", crun.as_path()),
+        ("runc", runc.as_path()),
         ("vmbox", vmbox.as_path()),
     ];
     let sides = runtimes.map(|(name, program)| {
