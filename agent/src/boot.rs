@@ -7,6 +7,7 @@ use std::path::Path;
 use nix::mount::{MsFlags, mount};
 use nix::sys::resource::{Resource, setrlimit};
 
+use crate::net::Attic;
 use crate::{cgroup, log};
 
 /// A step of the boot that failed; PID 1 ends with it.
@@ -108,16 +109,19 @@ const SYSCTLS: &[(&str, &str)] = &[
     ("vm/panic_on_oom", "0"),
 ];
 
-/// Makes the machine. Called once, by PID 1, before there is a second thread.
+/// Makes the machine, and tells where its NICs are, if it has any. Called once, by PID 1, before there is a second thread.
 ///
 /// # Errors
 /// The step that failed. Missing sysctls and controllers are not errors: a smaller kernel has fewer.
-pub fn boot() -> Result<(), BootError> {
+pub fn boot() -> Result<Option<Attic>, BootError> {
     leave_rootfs()?;
+    let mut attic = None;
     for m in MOUNTS {
         mount_entry(m)?;
-        if m.target == "/dev" {
-            open_standard_fds()?;
+        match m.target {
+            "/dev" => open_standard_fds()?,
+            "/proc" => attic = Attic::leave_behind().step("leave the NICs behind")?,
+            _ => {}
         }
     }
     for (link, target) in [
@@ -136,7 +140,8 @@ pub fn boot() -> Result<(), BootError> {
     fs::write("/proc/self/oom_score_adj", "-1000").step("protect the agent from the OOM killer")?;
     loopback_up().step("bring the loopback interface up")?;
     cgroup::prepare().step("prepare the cgroups")?;
-    make_run_directories()
+    make_run_directories()?;
+    Ok(attic)
 }
 
 /// `--serve`: the few parts of [`boot`] that an ordinary Linux does not have yet.

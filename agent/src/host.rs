@@ -16,6 +16,7 @@ use ttrpc::r#async::transport::Listener;
 use vmbox_protocol::{AGENT_PORT, GUEST_PORT, HOST_CID, Hello, MAX_LINE, Welcome};
 
 use crate::container::Tools;
+use crate::net::Network;
 use crate::pod::Pod;
 use crate::reaper::Reaper;
 use crate::rpc;
@@ -150,7 +151,7 @@ impl AsyncWrite for HostStream {
 ///
 /// # Errors
 /// There never was a connection, or the host refused us.
-pub fn run(endpoint: Endpoint) -> Result<(), HostError> {
+pub fn run(endpoint: Endpoint, network: Network) -> Result<(), HostError> {
     // One thread: the guest often has one CPU, and each more costs memory. What blocks goes to spawn_blocking.
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -158,10 +159,10 @@ pub fn run(endpoint: Endpoint) -> Result<(), HostError> {
         .thread_keep_alive(Duration::from_secs(1))
         .build()
         .map_err(HostError::Runtime)?
-        .block_on(serve(endpoint))
+        .block_on(serve(endpoint, network))
 }
 
-async fn serve(endpoint: Endpoint) -> Result<(), HostError> {
+async fn serve(endpoint: Endpoint, network: Network) -> Result<(), HostError> {
     let reaper = Reaper::default();
     let reaping = tokio::spawn(reaper.clone().run());
     let (mut stream, dialer, more) = meet(endpoint).await.map_err(HostError::Dial)?;
@@ -169,7 +170,7 @@ async fn serve(endpoint: Endpoint) -> Result<(), HostError> {
     let ended = Arc::new(Notify::new());
     stream.ended = Some(ended.clone());
 
-    let pod = Arc::new(Pod::new(Tools { reaper, dialer }));
+    let pod = Arc::new(Pod::new(Tools { reaper, dialer }, network));
     let connection = futures::stream::once(async { Ok::<_, io::Error>(stream) }).chain(more);
     let mut server = Server::new().add_listener(Listener::new(connection));
     for service in rpc::services(&pod) {

@@ -70,7 +70,7 @@ extern "C" fn main(_argc: libc::c_int, _argv: *const *const libc::c_char) -> lib
             log::end_the_machine_on_panic();
             let ended = boot::boot()
                 .map_err(host::HostError::from)
-                .and_then(|()| host::run(host::Endpoint::Vsock));
+                .and_then(|attic| host::run(host::Endpoint::Vsock, net::Network::new(attic)));
             if let Err(error) = ended {
                 log::error(&format!("vmbox-agent: {error}"));
                 // PID 1 ends, the kernel panics, and the host reads why in the kernel's log.
@@ -80,7 +80,7 @@ extern "C" fn main(_argc: libc::c_int, _argv: *const *const libc::c_char) -> lib
         }
         Role::Serve(path) => match boot::prepare_developer_host()
             .map_err(host::HostError::from)
-            .and_then(|()| host::run(host::Endpoint::Unix(path)))
+            .and_then(|()| host::run(host::Endpoint::Unix(path), net::Network::new(None)))
         {
             Ok(()) => 0,
             Err(error) => {

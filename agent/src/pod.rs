@@ -52,11 +52,11 @@ pub struct Setup {
 
 impl Pod {
     /// An empty pod.
-    pub fn new(tools: Tools) -> Self {
+    pub fn new(tools: Tools, network: Network) -> Self {
         Self {
             tools,
             containers: Mutex::default(),
-            network: Mutex::default(),
+            network: Mutex::new(network),
             resolver: tokio::sync::Mutex::default(),
             set_up: AtomicBool::new(false),
             lasting: AtomicBool::new(false),
@@ -268,10 +268,11 @@ mod tests {
     use super::*;
 
     fn pod() -> Pod {
-        Pod::new(Tools {
+        let tools = Tools {
             reaper: Default::default(),
             dialer: crate::host::Dialer::Vsock,
-        })
+        };
+        Pod::new(tools, Network::new(None))
     }
 
     #[tokio::test]

@@ -1,4 +1,7 @@
-//! Where NICs without a wire are: a network namespace that no process is in.
+//! Where NICs without a wire are: the network namespace that the kernel came up in, and that no process is in any more.
+//!
+//! The pod has the other one, not the other way round: the kernel takes three ticks of its clock to move a NIC
+//! (`rcu_barrier` in net/core/dev.c), and a pod has more slots than interfaces.
 
 use std::fs::File;
 use std::io;
@@ -9,7 +12,7 @@ use nix::sched::{CloneFlags, unshare};
 use super::Mac;
 use super::rtnetlink::{Link, Rtnetlink};
 
-/// The namespace, and the one that its links came from.
+/// Both namespaces.
 #[derive(Debug)]
 pub struct Attic {
     namespace: File,
@@ -18,22 +21,24 @@ pub struct Attic {
 }
 
 impl Attic {
-    /// Makes an empty one, for links of the namespace of this thread.
-    pub fn make() -> io::Result<Self> {
-        let pod = File::open("/proc/thread-self/ns/net")?;
-        let made = std::thread::spawn(|| {
-            unshare(CloneFlags::CLONE_NEWNET)?;
-            let namespace = File::open("/proc/thread-self/ns/net")?;
-            Ok::<_, io::Error>((namespace, Rtnetlink::open()?))
-        });
-        let (namespace, inside) = made
-            .join()
-            .map_err(|_| io::Error::other("the thread panicked"))??;
-        Ok(Self {
+    /// Leaves the NICs of the slots behind, if there are any, for an empty namespace, which is the pod's. By a process that
+    /// has one thread, with /proc mounted, but not yet sysfs: that shows the namespace in which it was mounted.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn leave_behind() -> io::Result<Option<Self>> {
+        let mut inside = Rtnetlink::open()?;
+        if !inside.links()?.iter().any(Link::is_slot) {
+            return Ok(None);
+        }
+        let namespace = File::open("/proc/self/ns/net")?;
+        unshare(CloneFlags::CLONE_NEWNET)?;
+        let pod = File::open("/proc/self/ns/net")?;
+        Ok(Some(Self {
             namespace,
             inside,
             pod,
-        })
+        }))
     }
 
     /// Takes a link of the pod's. It loses its addresses and routes.

@@ -1,7 +1,7 @@
 //! The pod's network: NICs out of their slots, with the names, addresses and routes that the host says.
 //!
 //! ```text
-//!  attic (a network namespace of its own)     the pod's network namespace
+//!  attic (the kernel's first namespace)       the pod's network namespace
 //!    slot0, slot1, …: NICs without a wire  ─►   lo, eth0, … : what containers see
 //!                                          ◄─   an interface that has gone
 //! ```
@@ -17,7 +17,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
 
-use attic::Attic;
+pub use attic::Attic;
 pub use parse::parse;
 pub use resolver::Resolver;
 use rtnetlink::{Link, Rtnetlink};
@@ -105,7 +105,7 @@ fn show(mac: &Mac) -> String {
 }
 
 /// What was set so far.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Network {
     attic: Option<Attic>,
     /// By slot. One whose setting failed half-way is not here, so the next time all of it is set.
@@ -113,20 +113,26 @@ pub struct Network {
 }
 
 impl Network {
+    /// What a pod has whose NICs, if it has any, are in the attic.
+    pub fn new(attic: Option<Attic>) -> Self {
+        Self {
+            attic,
+            set: HashMap::new(),
+        }
+    }
+
     /// Makes the pod's interfaces those of `wanted`; the slots of the others go, or stay, in the attic.
     ///
     /// # Errors
     /// The first step that failed; what came before it is done.
     pub fn apply(&mut self, wanted: &[Interface]) -> Result<(), NetError> {
         let mut pod = Rtnetlink::open().step(|| "open rtnetlink".into())?;
-        let attic = match &mut self.attic {
-            Some(attic) => attic,
-            empty => empty.insert(Attic::make().step(|| "make the attic".into())?),
-        };
         let is_wanted = |link: &Link| wanted.iter().any(|i| Some(i.slot) == link.permanent);
         // Before any name is given: it may be that of one that goes.
         for link in nics(&mut pod)? {
-            if !is_wanted(&link) {
+            if let Some(attic) = &mut self.attic
+                && !is_wanted(&link)
+            {
                 attic
                     .take(&mut pod, &link)
                     .step(|| format!("put {} away", link.name))?;
