@@ -1,4 +1,5 @@
-//! From the exec of a runtime to the first byte of its container's output: crun, runc, vmbox, same bundle.
+//! From the exec of a runtime to the first byte of its container's output, and the commands of a container's life: crun,
+//! runc, vmbox, same bundle.
 
 use std::fs;
 use std::io::Read;
@@ -34,15 +35,32 @@ pub fn make_bundle(work: &Path) -> anyhow::Result<PathBuf> {
     Ok(bundle)
 }
 
-/// Prints a series for each runtime, the cheapest first, and its median in proportion to that.
+/// What the commands of one container took, each from its exec to its exit.
+struct Life {
+    create: Duration,
+    start: Duration,
+    delete: Duration,
+}
+
+/// One figure of a container's life.
+type Figure = fn(&Life) -> Duration;
+
+const FIGURES: [(&str, Figure); 4] = [
+    ("create", |life| life.create),
+    ("start", |life| life.start),
+    ("delete --force", |life| life.delete),
+    ("create + start + delete", |life| {
+        life.create + life.start + life.delete
+    }),
+];
+
+/// Prints each figure of all runtimes, crun's first and the others in proportion to it.
 pub fn compare(bench: &Bench) -> anyhow::Result<()> {
-    let vmbox = bench.product.join("vmbox");
     let (crun, runc) = (peer::program("crun")?, peer::program("runc")?);
-    let runtimes = [
-        ("crun", crun.as_path()),
-        ("runc", runc.as_path()),
-        ("vmbox", vmbox.as_path()),
-    ];
+    let vmbox = bench.product.join("vmbox");
+    let runtimes = [("crun", &crun), ("runc", &runc), ("vmbox", &vmbox)];
+    let names = runtimes.map(|(name, _)| name);
+
     let sides = runtimes.map(|(name, program)| {
         let mut round = 0;
         let measure = move || {
@@ -51,14 +69,67 @@ pub fn compare(bench: &Bench) -> anyhow::Result<()> {
         };
         Box::new(measure) as Side<'_, _>
     });
-    let mut cheapest = None;
-    for ((name, _), times) in runtimes.into_iter().zip(in_turns(sides.into())?) {
-        let series = Series::times(&format!("{name} run: exec → first byte"), times);
-        let median = series.median();
-        let ratio = median / *cheapest.get_or_insert(median);
-        println!("{series}  ({ratio:.2} x crun)");
+    tell("run: exec → first byte", names, in_turns(sides.into())?);
+
+    let idle = idle_bundle(&bench.bundle, &bench.work.join("idle"))?;
+    let sides = runtimes.map(|(name, program)| {
+        let (idle, mut round) = (&idle, 0);
+        let measure = move || {
+            round += 1;
+            life(program, idle, &format!("{name}-life-{round}"))
+        };
+        Box::new(measure) as Side<'_, _>
+    });
+    let lives = in_turns(sides.into())?;
+    for (what, figure) in FIGURES {
+        let times = lives.iter().map(|side| side.iter().map(figure).collect());
+        tell(what, names, times.collect());
     }
     Ok(())
+}
+
+/// One line for each runtime.
+fn tell(what: &str, names: [&str; 3], times: Vec<Vec<Duration>>) {
+    let mut first = None;
+    for (name, times) in names.into_iter().zip(times) {
+        let series = Series::times(&format!("{name} {what}"), times);
+        let median = series.median();
+        let ratio = median / *first.get_or_insert(median);
+        println!("{series}  ({ratio:.2} x {})", names[0]);
+    }
+}
+
+/// The same root file system under a process that waits.
+fn idle_bundle(bundle: &Path, new: &Path) -> anyhow::Result<PathBuf> {
+    fs::create_dir_all(new)?;
+    let mut config: serde_json::Value =
+        serde_json::from_slice(&fs::read(bundle.join("config.json"))?)?;
+    config["process"]["args"] = serde_json::json!(["/bin/busybox", "sleep", "1000"]);
+    config["root"]["path"] = serde_json::json!(bundle.join("rootfs"));
+    fs::write(new.join("config.json"), serde_json::to_string(&config)?)?;
+    Ok(new.to_owned())
+}
+
+fn life(program: &Path, bundle: &Path, id: &str) -> anyhow::Result<Life> {
+    let bundle = bundle.to_string_lossy();
+    Ok(Life {
+        create: command(program, &["create", "--bundle", &bundle, id])?,
+        start: command(program, &["start", id])?,
+        delete: command(program, &["delete", "--force", id])?,
+    })
+}
+
+fn command(program: &Path, words: &[&str]) -> anyhow::Result<Duration> {
+    let start = now()?;
+    let status = Command::new(program)
+        .args(words)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .status()
+        .with_context(|| program.display().to_string())?;
+    let elapsed = now()? - start;
+    anyhow::ensure!(status.success(), "{} {words:?} failed", program.display());
+    Ok(elapsed)
 }
 
 fn first_byte(program: &Path, bundle: &Path, id: &str) -> anyhow::Result<Duration> {
