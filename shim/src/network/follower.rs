@@ -2,7 +2,8 @@
 //! Docker's resolver.
 //!
 //! ```text
-//! create ── starts ──► follower: namespace, journal, agent ── waits for changes of the namespace, and for the monitor's end
+//! create ── starts ──► follower: namespace ── go ──► journal, agent ── waits for changes of the namespace, and for the
+//!                                                                      monitor's end
 //! create, start ── connect ──► carries what is there now ──► one line: `ok`, or why not
 //! ```
 //! So what an engine attaches between `create` and `start` is there when the container's program begins.
@@ -30,16 +31,18 @@ use crate::{
 
 /// The hidden verb.
 pub const VERB: &str = "network";
+const GO: &[u8] = b"\n";
 const OK: &str = "ok";
 /// A guest whose agent is slow is waited for; see `guest::agent`.
 const PATIENCE: Duration = Duration::from_secs(90);
 
-/// A follower that has been started, in the mount namespace of whoever did so.
+/// A follower that has been started, in the mount namespace of whoever did so, and waits for the word to go: what it takes
+/// to start passes beside the guest's boot. Dropped before that, it ends.
 #[derive(Debug)]
 pub struct Follower(Child);
 
 impl Follower {
-    /// Starts the one of a pod whose agent can be dialed. `resolv_conf` is the file that becomes the container's.
+    /// Starts the one of a pod. `resolv_conf` is the file that becomes the container's.
     ///
     /// # Errors
     /// This program can't be executed again.
@@ -54,7 +57,7 @@ impl Follower {
         let child = command
             .current_dir("/")
             .process_group(0)
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn();
@@ -66,11 +69,15 @@ impl Follower {
         self.0.id()
     }
 
-    /// Leaves it to itself as soon as it listens.
+    /// Tells it that the agent can be dialed, and leaves it to itself as soon as it listens.
     ///
     /// # Errors
     /// It has ended, and said why.
     pub fn release(mut self) -> Result<(), NetworkError> {
+        if let Some(mut stdin) = self.0.stdin.take() {
+            // One that has ended does not read it, but has said why.
+            let _ = stdin.write_all(GO);
+        }
         let mut said = String::new();
         if let Some(stdout) = self.0.stdout.take() {
             BufReader::new(stdout)
@@ -138,6 +145,11 @@ async fn serve(
 ) -> Result<(), NetworkError> {
     let mut network = PodNetwork::open(namespace)?;
     network.set_resolv_conf(resolv_conf.cloned());
+    // Nothing else runs in this process yet.
+    if io::stdin().read_exact(&mut [0; GO.len()]).is_err() {
+        // Whoever started us has given up.
+        return Ok(());
+    }
     network.take_up(&journal::read(dir).map_err(NetworkError::Journal)?);
     let journal = Journal::append(dir).map_err(NetworkError::Journal)?;
     let watch = readable(network.watch()?).step(|| "watch the network".into())?;

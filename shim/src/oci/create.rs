@@ -230,6 +230,11 @@ fn in_pod(
         what: "write the container's spec".into(),
         source: error.into(),
     })?;
+    let netns = match &bundle.netns {
+        Netns::At(path) => path.clone(),
+        Netns::New => format!("/proc/{}/ns/net", seat.process.pid).into(),
+    };
+    place.follow_network(&netns, resolv_conf.as_deref(), record.cgroup.as_deref())?;
     place.open(
         &hostname.unwrap_or_else(|| id.to_string()),
         record.cgroup.as_deref(),
@@ -240,11 +245,7 @@ fn in_pod(
             place.dir.path().display()
         )
     });
-    let netns = match &bundle.netns {
-        Netns::At(path) => path.clone(),
-        Netns::New => format!("/proc/{}/ns/net", seat.process.pid).into(),
-    };
-    place.connect_network(&netns, resolv_conf.as_deref(), record.cgroup.as_deref())?;
+    place.connect_network()?;
     let corner = Corner::make(&place.dir.share(), id)?;
     for (tree, target) in &trees {
         tree.attach(&corner, target)?;

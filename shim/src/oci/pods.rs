@@ -48,6 +48,8 @@ pub struct Place {
     agent: Option<Agent>,
     /// Of a new VM.
     monitor: Option<Monitor>,
+    /// Of a new VM, until it has been told to go.
+    follower: Option<Follower>,
     /// The host's mount namespace, while we are in the pod's.
     home: Option<File>,
 }
@@ -87,6 +89,7 @@ impl Place {
             new,
             agent: None,
             monitor: None,
+            follower: None,
             home: None,
         };
         if let Some(sandbox) = sandbox::find(context, spec)? {
@@ -134,6 +137,33 @@ impl Place {
             .map_err(OciError::host("enter the pod"))
     }
 
+    /// Starts the process, in `cgroup`, that will carry the interfaces of the network namespace at `path` into a new VM.
+    ///
+    /// # Errors
+    /// It can't be started.
+    pub fn follow_network(
+        &mut self,
+        path: &Path,
+        resolv_conf: Option<&Path>,
+        cgroup: Option<&Path>,
+    ) -> Result<(), OciError> {
+        let Some(new) = &self.new else {
+            return Ok(());
+        };
+        let follower = Follower::start(&self.dir, path, resolv_conf)?;
+        let pid = follower.pid();
+        if let Some(start_ticks) = journal::start_ticks(pid) {
+            new.journal
+                .record(&Resource::Follower { pid, start_ticks })
+                .map_err(OciError::host("write the journal"))?;
+            if let Some(cgroup) = cgroup {
+                cgroup::enter(cgroup, pid)?;
+            }
+        }
+        self.follower = Some(follower);
+        Ok(())
+    }
+
     /// Brings the agent to speak, and this process to where the pod's mounts are: a new VM is started,
     /// in `cgroup`.
     ///
@@ -166,34 +196,15 @@ impl Place {
         Ok(())
     }
 
-    /// Carries the interfaces of the network namespace at `path` into a new VM, now and as they change, by a process in
-    /// `cgroup`. A pod that was there before has its network already.
+    /// Waits until what is in the followed network namespace has been carried into the new VM; from then on that goes on by
+    /// itself. A pod that was there before has its network already.
     ///
     /// # Errors
     /// Something can't be carried.
-    pub fn connect_network(
-        &self,
-        path: &Path,
-        resolv_conf: Option<&Path>,
-        cgroup: Option<&Path>,
-    ) -> Result<(), OciError> {
-        let (Some(new), Some(monitor), Some(home)) = (&self.new, &self.monitor, &self.home) else {
+    pub fn connect_network(&mut self) -> Result<(), OciError> {
+        let Some(follower) = self.follower.take() else {
             return Ok(());
         };
-        // It is not to hold the pod's mounts.
-        place::enter_namespace(home)?;
-        let follower = Follower::start(&self.dir, path, resolv_conf);
-        place::enter_namespace_of(monitor.pid())?;
-        let follower = follower?;
-        if let Some(start_ticks) = journal::start_ticks(follower.pid()) {
-            let pid = follower.pid();
-            new.journal
-                .record(&Resource::Follower { pid, start_ticks })
-                .map_err(OciError::host("write the journal"))?;
-            if let Some(cgroup) = cgroup {
-                cgroup::enter(cgroup, pid)?;
-            }
-        }
         follower.release()?;
         Ok(follower::settle(&self.dir)?)
     }
