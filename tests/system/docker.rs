@@ -63,8 +63,12 @@ impl Docker {
             .stderr(log)
             .spawn()
             .unwrap();
-        let docker = Self { corner, daemon };
-        let answers = || docker.docker(&["version"]).code() == 0;
+        let mut docker = Self { corner, daemon };
+        let answers = || {
+            let ended = docker.daemon.try_wait().unwrap();
+            assert!(ended.is_none(), "dockerd: {ended:?}: {}", docker.log());
+            docker.docker(&["version"]).code() == 0
+        };
         assert!(eventually(PATIENCE, answers), "{}", docker.log());
         let archive = busybox::archive(&docker.corner.dir);
         docker
@@ -112,4 +116,94 @@ impl Drop for Docker {
         let _ = kill(pid, Signal::SIGTERM);
         let _ = self.daemon.wait();
     }
+}
+
+#[test]
+#[ignore = "minutes under emulation: `cargo dev test --tier long`"]
+fn a_container_has_its_options_streams_and_exit_code() {
+    let docker = Docker::new("docker-run");
+    let before = docker.corner.inventory();
+    let volume = docker.corner.path("volume");
+    fs::create_dir(&volume).unwrap();
+    fs::write(volume.join("here"), "host\n").unwrap();
+    let mount = format!("{}:/v:ro", volume.display());
+    let options = [
+        "--rm",
+        "--memory",
+        "64m",
+        "--cpus",
+        "1",
+        "--pids-limit",
+        "77",
+        "--ulimit",
+        "nofile=99:99",
+        "--read-only",
+        "--tmpfs",
+        "/scratch:mode=777",
+        "--user",
+        "5:6",
+        "--cap-drop",
+        "ALL",
+        "--init",
+        "--hostname",
+        "web",
+        "-v",
+        &mount,
+    ];
+    let script = "id -u; id -g; hostname; nproc; cat /v/here; cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/pids.max; ulimit -n
+        echo x > /scratch/x; echo x 2>/dev/null > /x || echo read-only
+        grep -E '^(CapEff|Seccomp):' /proc/self/status; cat /proc/1/comm; echo err >&2; exit 5";
+    let done = docker.run(&options, script);
+    // Docker's client warns before that of a host without swap accounting at its root.
+    assert!(done.stderr.ends_with("err\n"), "{}", done.stderr);
+    let seen = done.exits(5);
+    let lines: Vec<&str> = seen.lines().collect();
+    let expected = [
+        "5",
+        "6",
+        "web",
+        "1",
+        "host",
+        "67108864",
+        "77",
+        "99",
+        "read-only",
+        "CapEff:\t0000000000000000",
+        "Seccomp:\t2",
+        "docker-init",
+    ];
+    assert_eq!(lines, expected);
+    let missing = docker.docker(&["run", "--rm", "--network", "none", IMAGE, "/no/such"]);
+    assert_eq!(missing.code(), 127, "{}", missing.stderr);
+    let host = docker.docker(&["run", "--rm", "--network", "host", IMAGE, "true"]);
+    assert!(host.stderr.contains("host network"), "{}", host.stderr);
+    assert_eq!(host.code(), 125);
+    // What Docker shows of its runtime.
+    let info = docker.docker(&["info"]).exits(0);
+    assert!(!docker.log().contains("unknown output format"), "{info}");
+    docker.corner.assert_nothing_left(&before);
+}
+
+#[test]
+#[ignore = "minutes under emulation: `cargo dev test --tier long`"]
+fn the_steps_of_a_build_run_in_vms() {
+    let docker = Docker::new("docker-build");
+    let context = docker.corner.path("context");
+    fs::create_dir(&context).unwrap();
+    let steps = format!("FROM {IMAGE}\nRUN uname -r > /kernel\n");
+    fs::write(context.join("Dockerfile"), steps).unwrap();
+    let build = ["build", "--network", "none", "--tag", "built"];
+    docker
+        .docker(&[&build, &[context.to_str().unwrap()][..]].concat())
+        .exits(0);
+    let run = [
+        "run",
+        "--rm",
+        "--network",
+        "none",
+        "built",
+        "cat",
+        "/kernel",
+    ];
+    assert!(docker.docker(&run).exits(0).contains("vmbox"));
 }

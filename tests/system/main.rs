@@ -21,5 +21,6 @@ mod share;
 mod signals;
 mod spec;
 mod streams;
+mod terminal;
 mod volumes;
 mod workload;

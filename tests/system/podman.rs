@@ -11,6 +11,7 @@ use crate::busybox;
 use crate::engines::run_words;
 use crate::kit::{Corner, Done, product};
 
+mod life;
 mod network;
 
 /// Podman's own files, the same for all tests: an image is imported once.
@@ -84,6 +85,13 @@ impl Engine {
         self.podman(&["exec", container, "sh", "-c", script])
             .exits(0)
     }
+
+    fn inspect(&self, container: &str, what: &str) -> String {
+        let text = self
+            .podman(&["inspect", "--format", what, container])
+            .exits(0);
+        text.trim_end().to_owned()
+    }
 }
 
 #[test]
@@ -124,6 +132,9 @@ fn run_has_the_containers_streams_and_exit_code() {
         .output();
     let text = Done::of(typed.unwrap()).exits(0);
     assert!(text.contains("is-a-terminal"), "{text}");
+    let host = engine.podman(&["run", "--rm", "--network", "host", IMAGE, "true"]);
+    assert!(host.stderr.contains("host network"), "{}", host.stderr);
+    assert_eq!(host.code(), 126);
     engine.corner.assert_nothing_left(&before);
 }
 
@@ -149,6 +160,11 @@ fn options_are_the_containers() {
         "5:6",
         "--cap-drop",
         "ALL",
+        "--pids-limit",
+        "77",
+        "--ulimit",
+        "nofile=99:99",
+        "--init",
         "--hostname",
         "web",
         "--env",
@@ -159,7 +175,8 @@ fn options_are_the_containers() {
         &mount,
     ];
     let script = "id -u; id -g; hostname; echo $A; pwd; nproc; cat /v/here; echo guest > /v/there; echo x > /scratch/x;
-        echo x 2>/dev/null > /x || echo read-only; grep CapEff /proc/self/status; cat /sys/fs/cgroup/memory.max";
+        echo x 2>/dev/null > /x || echo read-only; grep CapEff /proc/self/status; cat /sys/fs/cgroup/memory.max;
+        cat /sys/fs/cgroup/pids.max; ulimit -n; cat /proc/1/comm";
     let seen = engine.run(&options, script).exits(0);
     let lines: Vec<&str> = seen.lines().collect();
     let expected = [
@@ -173,6 +190,9 @@ fn options_are_the_containers() {
         "read-only",
         "CapEff:\t0000000000000000",
         "67108864",
+        "77",
+        "99",
+        "podman-init",
     ];
     assert_eq!(lines, expected);
     assert_eq!(fs::read_to_string(volume.join("there")).unwrap(), "guest\n");

@@ -1,7 +1,6 @@
 //! Bytes in, bytes out, exit codes, signals, terminals.
 
 use std::io::{Read, Write};
-use std::os::fd::AsRawFd;
 use std::process::Stdio;
 use std::thread;
 
@@ -9,6 +8,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::kit::{Corner, Done, Running, image};
+use crate::terminal::Terminal;
 
 #[test]
 fn a_container_prints_what_it_is() {
@@ -213,47 +213,14 @@ fn closed_stdout_does_not_hang() {
 #[test]
 fn terminal_works_and_resizes() {
     let corner = Corner::new("terminal");
-    let size = nix::pty::Winsize {
-        ws_row: 33,
-        ws_col: 111,
-        ws_xpixel: 0,
-        ws_ypixel: 0,
-    };
-    let pty = nix::pty::openpty(Some(&size), None).unwrap();
     let script = "test -t 0 && test -t 1 && test -t 2 && stty size; trap 'stty size; exit 5' WINCH; echo ready; while :; do sleep 0.1; done";
-    let mut command = corner.vmbox(["run", "--rm", "-it", &image(), "sh", "-c", script]);
-    command
-        .stdin(pty.slave.try_clone().unwrap())
-        .stdout(pty.slave.try_clone().unwrap())
-        .stderr(pty.slave);
-    let mut child = command.spawn().unwrap();
-    drop(command);
-    let mut terminal = std::fs::File::from(pty.master);
-    let first = read_until(&mut terminal, "ready");
-    assert!(first.contains("33 111"), "{first}");
-    let larger = nix::pty::Winsize { ws_row: 44, ..size };
-    nix::ioctl_write_ptr_bad!(set_size, nix::libc::TIOCSWINSZ, nix::pty::Winsize);
-    // SAFETY: the descriptor is an open pty and `larger` outlives the call.
-    unsafe { set_size(terminal.as_raw_fd(), &larger) }.unwrap();
-    kill(
-        Pid::from_raw(i32::try_from(child.id()).unwrap()),
-        Signal::SIGWINCH,
-    )
-    .unwrap();
-    let second = read_until(&mut terminal, "44 111");
-    assert!(second.contains("44 111"), "{second}");
-    assert_eq!(child.wait().unwrap().code(), Some(5));
-}
-
-fn read_until(terminal: &mut std::fs::File, word: &str) -> String {
-    let (mut seen, mut buffer) = (String::new(), [0; 256]);
-    while !seen.contains(word) {
-        match terminal.read(&mut buffer) {
-            Ok(n) if n > 0 => seen.push_str(&String::from_utf8_lossy(&buffer[..n])),
-            _ => break,
-        }
-    }
-    seen
+    let command = corner.vmbox(["run", "--rm", "-it", &image(), "sh", "-c", script]);
+    let mut terminal = Terminal::of(&command, 33, 111);
+    terminal.shows("33 111");
+    terminal.shows("ready");
+    terminal.resize(44, 111);
+    terminal.shows("44 111");
+    assert_eq!(terminal.exit_code(), Some(5));
 }
 
 #[test]
