@@ -14,6 +14,7 @@
 mod boot;
 mod cgroup;
 mod container;
+mod cpus;
 mod executor;
 mod host;
 mod keeper;

@@ -120,6 +120,8 @@ pub fn compare(bench: &Bench) -> anyhow::Result<()> {
 fn ours(bench: &Bench) -> anyhow::Result<Boot> {
     let socket = bench.work.join("vsock");
     let config = VmConfig {
+        online_vcpus: None,
+        extra_memory_mib: 0,
         vcpus: 1,
         memory_mib: MEMORY_MIB,
         kernel: bench.product.join(kernel()),

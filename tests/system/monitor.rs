@@ -15,6 +15,8 @@ use crate::kit::{Corner, PATIENCE, eventually, product};
 fn config(corner: &Corner, vcpus: u8, memory_mib: u32) -> VmConfig {
     VmConfig {
         vcpus,
+        online_vcpus: None,
+        extra_memory_mib: 0,
         memory_mib,
         kernel: product().join(Arch::native().kernel()),
         initrd: Some(product().join("guest.cpio")),

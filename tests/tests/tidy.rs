@@ -203,6 +203,7 @@ fn every_virtio_device_cites_its_section() {
         "rng",
         "blk/mod",
         "balloon",
+        "mem",
         "net/mod",
         "vsock/mod",
         "fs/mod",

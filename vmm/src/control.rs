@@ -17,8 +17,9 @@ const LINE_BYTES: usize = 1024;
 /// The host library needs one.
 const CLIENTS: usize = 8;
 
-/// What is done about a request; with it comes the descriptor that it is about, if it is one of those that need one.
-type Answer<'a> = dyn FnMut(Control, Option<OwnedFd>) -> Reply + 'a;
+/// What is done about a request; with it comes the descriptor that it is about, if it is one of those that need one. None:
+/// it is answered later, by [`ControlSocket::settle`].
+type Answer<'a> = dyn FnMut(Control, Option<OwnedFd>) -> Option<Reply> + 'a;
 
 /// The listening socket and its connections. The socket file is unlinked when it is dropped.
 pub struct ControlSocket {
@@ -33,6 +34,8 @@ struct Client {
     input: Vec<u8>,
     /// Came with the line that is being read, or the one before.
     descriptor: Option<OwnedFd>,
+    /// Waits for an answer.
+    waits: bool,
 }
 
 impl ControlSocket {
@@ -73,6 +76,7 @@ impl ControlSocket {
                         stream,
                         input: Vec::new(),
                         descriptor: None,
+                        waits: false,
                     },
                 );
             }
@@ -87,6 +91,12 @@ impl ControlSocket {
         if !client.serve(answer) {
             self.clients.remove(&number);
         }
+    }
+
+    /// Answers whoever waits; drops those who don't take it.
+    pub fn settle(&mut self, reply: &Reply) {
+        self.clients
+            .retain(|_, client| !std::mem::take(&mut client.waits) || client.send(reply));
     }
 }
 
@@ -111,9 +121,10 @@ impl Client {
         self.input.extend_from_slice(&chunk[..received]);
         while let Some(end) = self.input.iter().position(|byte| *byte == b'\n') {
             let line: Vec<u8> = self.input.drain(..=end).collect();
-            let reply = reply(&line, &mut self.descriptor, answer);
-            if !self.send(&reply) {
-                return false;
+            match reply(&line, &mut self.descriptor, answer) {
+                Some(reply) if !self.send(&reply) => return false,
+                Some(_) => {}
+                None => self.waits = true,
             }
         }
         if self.input.len() > LINE_BYTES {
@@ -135,18 +146,18 @@ impl Client {
     }
 }
 
-fn reply(line: &[u8], descriptor: &mut Option<OwnedFd>, answer: &mut Answer<'_>) -> Reply {
+fn reply(line: &[u8], descriptor: &mut Option<OwnedFd>, answer: &mut Answer<'_>) -> Option<Reply> {
     if line.len() > LINE_BYTES {
-        return Reply::Error {
+        return Some(Reply::Error {
             message: format!("a request has at most {LINE_BYTES} bytes"),
-        };
+        });
     }
     match serde_json::from_slice(line) {
         Ok(control @ Control::AttachNic { .. }) => answer(control, descriptor.take()),
         Ok(control) => answer(control, None),
-        Err(error) => Reply::Error {
+        Err(error) => Some(Reply::Error {
             message: format!("malformed request: {error}"),
-        },
+        }),
     }
 }
 
@@ -171,7 +182,7 @@ mod tests {
         stream.shutdown(std::net::Shutdown::Write).unwrap();
         socket.accept(&wakes);
         while !socket.clients.is_empty() {
-            socket.serve(0, &mut |_, _| Reply::Ok);
+            socket.serve(0, &mut |_, _| Some(Reply::Ok));
         }
         drop(socket);
         assert!(!path.exists());
@@ -207,10 +218,32 @@ mod tests {
         let mut seen = Vec::new();
         socket.serve(0, &mut |request, descriptor| {
             seen.push((request, descriptor.is_some()));
-            Reply::Ok
+            Some(Reply::Ok)
         });
         let attach = |slot| Control::AttachNic { slot };
         assert_eq!(seen, [(attach(1), true), (attach(2), false)]);
+    }
+
+    #[test]
+    fn an_answer_may_come_later() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("control");
+        let wakes = Wakes::new().unwrap();
+        let mut socket = ControlSocket::bind(&path).unwrap();
+        let mut stream = UnixStream::connect(&path).unwrap();
+        stream
+            .write_all(b"{\"op\":\"memory\",\"extra_mib\":1}\n")
+            .unwrap();
+        socket.accept(&wakes);
+        socket.serve(0, &mut |_, _| None);
+        stream.set_nonblocking(true).unwrap();
+        let early = stream.recv_with_fd(&mut [0; 8]).unwrap_err();
+        assert_eq!(early.errno(), libc::EAGAIN);
+        socket.settle(&Reply::Ok);
+        socket.settle(&Reply::Ok);
+        drop(socket);
+        let answers: Vec<_> = BufReader::new(stream).lines().map(Result::unwrap).collect();
+        assert_eq!(answers, [r#"{"reply":"ok"}"#]);
     }
 
     #[test]

@@ -14,6 +14,8 @@ pub enum Wake {
     Signal,
     /// The owner's end of the lifeline moved.
     Lifeline,
+    /// The guest has taken or given back extra memory.
+    Memory,
     /// Someone connects to the control socket.
     ControlListener,
     /// A control connection, by its number, is readable.
@@ -27,6 +29,7 @@ impl Wake {
             Self::Signal => 1,
             Self::Lifeline => 2,
             Self::ControlListener => 3,
+            Self::Memory => 4,
             Self::ControlClient(number) => 1 << 32 | u64::from(number),
         }
     }
@@ -37,6 +40,7 @@ impl Wake {
             1 => Self::Signal,
             2 => Self::Lifeline,
             3 => Self::ControlListener,
+            4 => Self::Memory,
             client => Self::ControlClient(client as u32),
         }
     }
@@ -102,6 +106,7 @@ mod tests {
             Wake::Ending,
             Wake::Signal,
             Wake::Lifeline,
+            Wake::Memory,
             Wake::ControlListener,
             Wake::ControlClient(0),
             Wake::ControlClient(u32::MAX),

@@ -13,7 +13,6 @@ use crate::event::{Wake, Wakes};
 use crate::inherited::adopt;
 use crate::machine::Machine;
 use crate::machine::assemble::assemble;
-use crate::machine::nics::NicError;
 use crate::ramoops::Remains;
 use crate::report::{Reporter, monotonic_ns};
 
@@ -134,6 +133,8 @@ impl Monitor {
         let mut fds = vec![(machine.ending().wake().as_raw_fd(), Wake::Ending)];
         fds.extend(signals.as_ref().map(|fd| (fd.as_raw_fd(), Wake::Signal)));
         fds.extend(lifeline.as_ref().map(|fd| (fd.as_raw_fd(), Wake::Lifeline)));
+        let extra = machine.extra();
+        fds.extend(extra.map(|extra| (extra.changed().as_raw_fd(), Wake::Memory)));
         fds.extend(
             control
                 .as_ref()
@@ -182,6 +183,14 @@ impl Monitor {
                 }
                 None
             }
+            Wake::Memory => {
+                if self.machine.extra_has_changed()
+                    && let Some(control) = &mut self.control
+                {
+                    control.settle(&Reply::Ok);
+                }
+                None
+            }
             Wake::ControlClient(number) => self.control(number),
         }
     }
@@ -210,7 +219,7 @@ impl Monitor {
 
     fn control(&mut self, number: u32) -> Option<Ending> {
         let mut stopped = false;
-        let (machine, started_ns) = (&self.machine, self.started_ns);
+        let (machine, started_ns) = (&mut self.machine, self.started_ns);
         if let Some(control) = &mut self.control {
             control.serve(number, &mut |request, descriptor| {
                 stopped |= request == Control::Stop;
@@ -222,18 +231,13 @@ impl Monitor {
 }
 
 fn answer(
-    machine: &Machine,
+    machine: &mut Machine,
     request: &Control,
     descriptor: Option<OwnedFd>,
     started_ns: u64,
-) -> Reply {
-    match request {
-        Control::Pause => match machine.pause() {
-            Ok(()) => Reply::Ok,
-            Err(error) => Reply::Error {
-                message: error.to_string(),
-            },
-        },
+) -> Option<Reply> {
+    Some(match request {
+        Control::Pause => reply_to(machine.pause()),
         Control::Resume => {
             machine.resume();
             Reply::Ok
@@ -248,12 +252,16 @@ fn answer(
         Control::Balloon { .. } => Reply::Error {
             message: "this VM has no balloon".into(),
         },
-        Control::AttachNic { slot } => nic_reply(machine.nics().attach(*slot, descriptor)),
-        Control::DetachNic { slot } => nic_reply(machine.nics().detach(*slot)),
-    }
+        Control::Memory { extra_mib } => match machine.set_extra_memory(*extra_mib) {
+            Ok(()) if !machine.extra_has_changed() => return None,
+            result => reply_to(result),
+        },
+        Control::AttachNic { slot } => reply_to(machine.nics().attach(*slot, descriptor)),
+        Control::DetachNic { slot } => reply_to(machine.nics().detach(*slot)),
+    })
 }
 
-fn nic_reply(result: Result<(), NicError>) -> Reply {
+fn reply_to(result: Result<(), impl std::error::Error>) -> Reply {
     match result {
         Ok(()) => Reply::Ok,
         Err(error) => Reply::Error {

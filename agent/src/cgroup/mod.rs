@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use libcontainer::oci_spec::runtime::{LinuxDevice, LinuxResources};
 
@@ -24,15 +25,17 @@ const ROOT: &str = "/sys/fs/cgroup";
 const CONTAINERS: &str = "containers";
 const MIB: u64 = 1 << 20;
 
-/// What no container may take from the agent and the kernel: 6 % of what is free at boot, but at least 16 MiB.
-fn reserve(free: u64) -> u64 {
-    (free / 100 * 6).max(16 * MIB)
-}
+/// What was free at boot.
+static FREE: OnceLock<u64> = OnceLock::new();
+
+/// What no container may take from the agent and the kernel. What they need for more memory, `struct page` and page tables, comes
+/// with it: the host adds 1/32 to the limits.
+const RESERVE: u64 = 16 * MIB;
 
 /// The most that all containers together may use, of what is free at boot: the kernel and the guest image are in memory
 /// too, and are charged to nobody. Never less than half, however small the guest.
 fn roof(free: u64) -> u64 {
-    free.saturating_sub(reserve(free)).max(free / 2)
+    free.saturating_sub(RESERVE).max(free / 2)
 }
 
 /// Moves the agent to `/agent`, gives every controller to the containers, and puts the roof over them: a container without a
@@ -51,9 +54,27 @@ pub fn prepare() -> io::Result<()> {
     enable_all_controllers(&containers);
     let free = free_memory()?;
     // Memory control may be missing from a small kernel; limits then fail where they are asked for.
-    let _ = fs::write(agent.join("memory.min"), (reserve(free) / 2).to_string());
+    let _ = fs::write(agent.join("memory.min"), (RESERVE / 2).to_string());
     let _ = fs::write(containers.join("memory.max"), roof(free).to_string());
+    let _ = FREE.set(free);
     Ok(())
+}
+
+/// Moves the roof over all containers: the machine has so many bytes more, or less, than at boot.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn set_extra_memory(extra: i64) -> io::Result<()> {
+    let Some(free) = FREE.get() else {
+        return Ok(());
+    };
+    // The kernel keeps a `struct page` of 64 bytes for each page.
+    let usable = extra - extra.max(0) / 64;
+    let roof = roof(free.saturating_add_signed(usable));
+    fs::write(
+        Path::new(ROOT).join(CONTAINERS).join("memory.max"),
+        roof.to_string(),
+    )
 }
 
 fn enable_all_controllers(group: &Path) {
@@ -325,9 +346,9 @@ mod tests {
     }
 
     #[test]
-    fn the_roof_leaves_six_percent_or_sixteen_mebibytes() {
+    fn the_roof_leaves_sixteen_mebibytes_or_half() {
         assert_eq!(roof(128 * MIB), 112 * MIB);
-        assert_eq!(roof(100 * 1024 * MIB), 94 * 1024 * MIB);
+        assert_eq!(roof(1024 * MIB), 1008 * MIB);
         assert_eq!(roof(20 * MIB), 10 * MIB);
     }
 

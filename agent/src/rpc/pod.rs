@@ -5,10 +5,12 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use ttrpc::Code;
 use ttrpc::r#async::TtrpcContext;
-use vmbox_protocol::agent::{Empty, NetworkRequest, SetupRequest};
+use vmbox_protocol::agent::{Empty, NetworkRequest, SetupRequest, SizeRequest};
 
 use super::refusal;
 use crate::boot;
+use crate::cgroup;
+use crate::cpus;
 use crate::net::parse;
 use crate::pod::{Pod, Setup};
 
@@ -47,6 +49,16 @@ impl vmbox_protocol::agent_ttrpc::Pod for PodService {
             .set_resolver(request.resolver)
             .await
             .map_err(|error| refusal(Code::INTERNAL, format!("listen at 127.0.0.11: {error}")))?;
+        Ok(Empty::new())
+    }
+
+    async fn set_size(&self, _: &TtrpcContext, request: SizeRequest) -> ttrpc::Result<Empty> {
+        cpus::set_online(cpus::CPUS.as_ref(), request.vcpus).map_err(|error| match error {
+            cpus::CpuError::TooFew { .. } => refusal(Code::INVALID_ARGUMENT, error),
+            cpus::CpuError::Refused { .. } => refusal(Code::INTERNAL, error),
+        })?;
+        cgroup::set_extra_memory(request.extra_memory_bytes)
+            .map_err(|error| refusal(Code::INTERNAL, format!("limit all containers: {error}")))?;
         Ok(Empty::new())
     }
 

@@ -61,7 +61,7 @@ pub struct Exit {
 #[derive(Clone)]
 pub struct Agent {
     client: Client,
-    pod: PodClient,
+    pub(super) pod: PodClient,
     pub(super) containers: ContainersClient,
     pub(super) processes: ProcessesClient,
 }

@@ -2,8 +2,8 @@
 
 use ttrpc::context;
 use vmbox_protocol::agent::{
-    AwaitOomRequest, AwaitOomResponse, ExecRequest, KillRequest, ProcessesResponse, StatsResponse,
-    Stdio, UpdateRequest,
+    AwaitOomRequest, AwaitOomResponse, ExecRequest, KillRequest, ProcessesResponse, SizeRequest,
+    StatsResponse, Stdio, UpdateRequest,
 };
 
 use super::agent::{Agent, AgentError, CALL, container};
@@ -90,6 +90,21 @@ impl Agent {
         self.containers
             .update(context::with_duration(CALL), &request)
             .await?;
+        Ok(())
+    }
+
+    /// Has so many CPUs online, and lets the containers use so many bytes more, or less, than there were at boot.
+    ///
+    /// # Errors
+    /// The agent refused, or is gone.
+    pub async fn set_size(&self, vcpus: u8, extra_memory_bytes: i64) -> Result<(), AgentError> {
+        let request = SizeRequest {
+            vcpus: vcpus.into(),
+            extra_memory_bytes,
+            ..Default::default()
+        };
+        let context = context::with_duration(CALL);
+        self.pod.set_size(context, &request).await?;
         Ok(())
     }
 

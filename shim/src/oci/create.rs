@@ -37,6 +37,7 @@ use crate::{
         place::Corner,
         refuse,
         rootfs::make_working_dir,
+        size::Limits,
         tree::Tree,
     },
     user::{PlanError, one_line, read_spec},
@@ -168,6 +169,7 @@ fn in_directory(
         phase: Phase::Creating,
         keeper: None,
         cgroup: cgroup_of(context, &bundle.spec, id),
+        limits: Limits::of(&bundle.spec),
         guest_pid: 0,
         hooks: serde_json::to_value(&bundle.hooks).unwrap_or_default(),
     };

@@ -10,7 +10,7 @@ use crate::{
     network::NetworkError,
     pod::{design::DesignError, owner::PodError, place::PlaceError},
     user::PlanError,
-    vm::{AssetError, LaunchError},
+    vm::{AssetError, ControlError, LaunchError},
 };
 
 /// Why a verb failed.
@@ -69,6 +69,9 @@ pub enum OciError {
         #[source]
         source: io::Error,
     },
+    /// The monitor could not do something.
+    #[error("change the VM's memory")]
+    Monitor(#[from] ControlError),
     /// JSON that can't be read.
     #[error("{path}: {source}")]
     Json {

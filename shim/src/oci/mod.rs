@@ -35,6 +35,7 @@ mod store;
 mod update;
 mod verbs;
 mod view;
+mod vm;
 mod wait;
 
 use std::path::PathBuf;

@@ -16,7 +16,7 @@ use rustix::fs::FlockOperation;
 use tokio::runtime::Runtime;
 use vmbox_protocol::agent::Stdio;
 
-use super::{Context, cgroup, error::OciError, record::Record, sandbox, store};
+use super::{Context, cgroup, error::OciError, record::Record, sandbox, store, vm::Vm};
 use crate::{
     guest::{self, Agent, AgentError, Greeter},
     journal::{self, Journal, Record as Resource},
@@ -26,9 +26,10 @@ use crate::{
     },
     pod::{
         ContainerId,
-        design::{self, Shape, VmPlaces},
+        design::{self, VmPlaces},
         owner::PodError,
         place::{self, PodDir},
+        size::{self, Host, Shape},
     },
     user::timing::Timing,
     vm::{Assets, Lifeline, Monitor, Overrides},
@@ -97,16 +98,14 @@ impl Place {
             return Ok(place(PodDir::at(sandbox.pod), None));
         }
         let (memory, cpus) = design::limits(spec)?;
-        let shape = Shape {
-            // Engines attach interfaces when they like.
-            nics: network::SLOTS,
-            ..design::shape(memory, cpus)?
-        };
+        // Engines attach interfaces, and change limits, when they like.
+        let size = size::for_one(memory, cpus)?;
+        let shape = Shape::growing(size, network::SLOTS, Host::this());
         let assets = Assets::find(&Overrides::default())?;
         let id = format!("pod-{}", ContainerId::random());
         let dir = PodDir::at(context.run.join(id));
         let journal = Journal::create(&dir).map_err(OciError::host("make the pod's directory"))?;
-        let lifeline = match furnish(&dir) {
+        let lifeline = match furnish(&dir, &shape) {
             Ok(lifeline) => lifeline,
             Err(error) => {
                 journal::undo(&dir)?;
@@ -175,7 +174,10 @@ impl Place {
             let home = home()?;
             place::enter_namespace_of(monitor)?;
             self.home = Some(home);
-            self.agent = Some(self.runtime.block_on(connect(&self.dir))?);
+            let agent = self.runtime.block_on(connect(&self.dir))?;
+            // Its limits are written down already.
+            self.runtime.block_on(Vm::lock(&self.dir)?.fit(&agent))?;
+            self.agent = Some(agent);
             return Ok(());
         };
         let home = home()?;
@@ -262,8 +264,10 @@ impl Place {
 }
 
 /// What the directory of a pod holds beside its journal.
-fn furnish(dir: &PodDir) -> Result<Lifeline, OciError> {
-    fs::create_dir(dir.members()).map_err(OciError::host("make the pod's directory"))?;
+fn furnish(dir: &PodDir, shape: &Shape) -> Result<Lifeline, OciError> {
+    let made = fs::create_dir(dir.members())
+        .and_then(|()| fs::write(dir.shape(), serde_json::to_vec(shape)?));
+    made.map_err(OciError::host("make the pod's directory"))?;
     Lifeline::named(&dir.lifeline()).map_err(OciError::host("make the pod's lifeline"))
 }
 
@@ -338,7 +342,10 @@ pub async fn connect(dir: &PodDir) -> Result<Agent, OciError> {
 }
 
 /// Locks a pod's directory against those who enter and leave it.
-fn lock(dir: &PodDir) -> Result<File, OciError> {
+///
+/// # Errors
+/// It is gone.
+pub(super) fn lock(dir: &PodDir) -> Result<File, OciError> {
     let file = File::open(dir.path()).map_err(OciError::host("open the pod's directory"))?;
     rustix::fs::flock(&file, FlockOperation::LockExclusive)
         .map_err(|error| OciError::host("lock the pod")(error.into()))?;

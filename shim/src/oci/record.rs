@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::process::ProcessRef;
+use crate::pod::size::Limits;
 
 /// How far a container was brought by our commands; whether its process still lives is another matter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,6 +83,9 @@ pub struct Record {
     /// Its cgroup on the host, unless it has none.
     #[serde(default)]
     pub cgroup: Option<PathBuf>,
+    /// What it may use.
+    #[serde(default)]
+    pub limits: Limits,
     /// Its init process in the guest.
     pub guest_pid: u32,
     /// Hooks for later (config.md#posix-platform-hooks).
@@ -208,6 +212,7 @@ mod tests {
             phase,
             keeper,
             cgroup: None,
+            limits: Limits::default(),
             guest_pid: 7,
             hooks: Value::Null,
         }

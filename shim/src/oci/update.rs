@@ -4,25 +4,61 @@ use std::{fs, io::Read, path::Path};
 
 use serde_json::{Map, Value, json};
 
-use super::{Context, args::UpdateArgs, error::OciError, record::Status, store, verbs::ask};
+use super::{
+    Context,
+    args::UpdateArgs,
+    error::OciError,
+    pods,
+    record::Status,
+    store::{self, Held},
+    vm::Vm,
+};
+use crate::{guest::Agent, pod::place::PodDir};
 
-/// Changes the limits.
+/// Changes the limits, and the VM with them.
 ///
 /// # Errors
 /// It has stopped, or a limit can't be applied.
 pub fn update(context: &Context, args: &UpdateArgs) -> Result<(), OciError> {
-    let record = store::look_up(&context.root, &args.id)?;
+    let id = store::parse_id(&args.id)?;
+    let held = Held::of(&context.root, &id)?;
+    let mut record = held.record()?;
     if record.status() == Status::Stopped {
         return Err(OciError::NotRunning);
     }
-    let id = store::parse_id(&args.id)?;
     let resources = match &args.resources {
         Some(path) => read(path)?,
         None => of_options(args)?,
     };
-    ask(&record, "update the container", async |agent| {
-        agent.update(&id, resources.to_string().into_bytes()).await
-    })
+    let malformed = |source| OciError::Json {
+        path: args.resources.clone().unwrap_or_default(),
+        source,
+    };
+    // Only for what it says of the VM, and to find what is malformed; the agent gets it as it is.
+    let typed = serde_json::from_value(resources.clone()).map_err(malformed)?;
+    let limits = record.limits.changed(&typed);
+    let change = async |agent: &Agent| {
+        let updated = agent.update(&id, resources.to_string().into_bytes()).await;
+        updated.map_err(|error| OciError::Agent("update the container", error))
+    };
+    let pod = PodDir::at(record.pod.clone());
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(OciError::host("start the event loop"))?;
+    let is_all = runtime.block_on(async {
+        let agent = pods::connect(&pod).await?;
+        let vm = Vm::lock(&pod)?;
+        vm.change(&agent, &id, (record.limits, limits), async || {
+            change(&agent).await
+        })
+        .await
+    })?;
+    if !is_all {
+        context.warn("the VM can't be as large as these limits: they hold, but it has less");
+    }
+    record.limits = limits;
+    held.write(&record)
 }
 
 fn read(path: &Path) -> Result<Value, OciError> {
@@ -36,10 +72,7 @@ fn read(path: &Path) -> Result<Value, OciError> {
         path: path.to_owned(),
         source,
     };
-    let value: Value = serde_json::from_str(&text).map_err(json)?;
-    // Only to find what is malformed; the agent gets it as it is.
-    serde_json::from_value::<oci_spec::runtime::LinuxResources>(value.clone()).map_err(json)?;
-    Ok(value)
+    serde_json::from_str(&text).map_err(json)
 }
 
 fn of_options(args: &UpdateArgs) -> Result<Value, OciError> {

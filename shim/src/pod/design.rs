@@ -1,4 +1,4 @@
-//! Pure decisions: how large a pod's VM is, and what an OCI spec of the host becomes in the guest.
+//! Pure decisions: what a pod's VM is made of, and what an OCI spec of the host becomes in the guest.
 //!
 //! The host's paths in a spec mean nothing in the guest, so every bind mount becomes a directory of the pod's share
 //! (`<id>/volumes/<n>`), mounted there on the host and named by its guest path in the spec that the agent gets.
@@ -10,24 +10,19 @@ use vmbox_config::{DiskConfig, Mac, NicConfig, ShareConfig, VmConfig, VsockConfi
 
 use super::{
     ContainerId,
-    options::{BadOption, CpuLimit, Disk, MAXIMUM_VCPUS, MemoryLimit},
+    options::{BadOption, CpuLimit, Disk, MemoryLimit},
     refuse,
+    size::{Limits, MAXIMUM_MEMORY_MIB, Shape},
 };
 
 /// The tag of the pod's one share.
 pub const SHARE_TAG: &str = "vmbox";
 /// Where the agent mounts that share.
 pub const GUEST_SHARE: &str = "/run/vmbox/shares/vmbox";
-/// RAM of a VM whose container has no memory limit.
-pub const DEFAULT_MEMORY_MIB: u32 = 256;
-/// RAM that the guest kernel and the agent need beside the container's limit, before `struct page` and page tables.
-const OVERHEAD_MIB: u64 = 48;
 /// The guest context id; no host-wide CIDs exist, so every pod can have the same.
 const GUEST_CID: u32 = 3;
 /// Drivers that make interfaces of their own at boot, which nobody asked for and every container would see.
 const NO_SPARE_INTERFACES: &str = "dummy.numdummies=0 ifb.numifbs=0";
-/// The most RAM that the monitor gives.
-const MAXIMUM_MEMORY_MIB: u64 = 65536;
 
 /// Why a spec can't be run in a guest.
 #[derive(Debug, thiserror::Error)]
@@ -46,71 +41,16 @@ pub enum DesignError {
     TooMuchMemory(u64),
 }
 
-/// How large a VM is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Shape {
-    /// RAM in MiB.
-    pub memory_mib: u32,
-    /// Virtual CPUs.
-    pub vcpus: u8,
-    /// NICs, none of which has a wire yet.
-    pub nics: u8,
-}
-
-/// Sizes the VM around a container's limits: RAM is the limit, 48 MiB for kernel and agent, and 1/32 of the limit for
-/// `struct page`, page tables and slack; vCPUs are the CPU limit rounded up.
-///
-/// # Errors
-/// More memory than a VM can have.
-pub fn shape(memory: Option<MemoryLimit>, cpus: Option<CpuLimit>) -> Result<Shape, DesignError> {
-    let memory_mib = match memory {
-        None => DEFAULT_MEMORY_MIB,
-        Some(limit) => {
-            let limit_mib = limit.bytes().div_ceil(1 << 20);
-            let total = limit_mib + OVERHEAD_MIB + limit_mib.div_ceil(32);
-            u32::try_from(total)
-                .ok()
-                .filter(|_| total <= MAXIMUM_MEMORY_MIB)
-                .ok_or(DesignError::TooMuchMemory(total))?
-        }
-    };
-    let vcpus = cpus.map_or(1, |limit| limit.millis().div_ceil(1000));
-    Ok(Shape {
-        memory_mib,
-        vcpus: u8::try_from(vcpus.clamp(1, MAXIMUM_VCPUS)).unwrap_or(1),
-        nics: 0,
-    })
-}
-
-/// The limits that a spec sets (`config-linux.md#control-groups`).
+/// The limits that a spec sets, checked (`config-linux.md#control-groups`).
 ///
 /// # Errors
 /// A limit too small or too large for a VM.
 pub fn limits(spec: &Spec) -> Result<(Option<MemoryLimit>, Option<CpuLimit>), DesignError> {
-    let Some(resources) = spec
-        .linux()
-        .as_ref()
-        .and_then(|linux| linux.resources().as_ref())
-    else {
-        return Ok((None, None));
-    };
-    let memory = resources
-        .memory()
-        .as_ref()
-        .and_then(|memory| memory.limit())
-        .and_then(|limit| u64::try_from(limit).ok())
-        // As runc has it: no limit was chosen.
-        .filter(|limit| *limit > 0)
-        .map(MemoryLimit::of_bytes)
-        .transpose()?;
-    let cpus = resources.cpu().as_ref().and_then(|cpu| {
-        let quota = u64::try_from(cpu.quota()?)
-            .ok()
-            .filter(|quota| *quota > 0)?;
-        let period = cpu.period().filter(|period| *period > 0).unwrap_or(100_000);
-        Some(quota.saturating_mul(1000).div_ceil(period).max(10))
-    });
-    Ok((memory, cpus.map(CpuLimit::of_millis).transpose()?))
+    let limits = Limits::of(spec);
+    Ok((
+        limits.memory.map(MemoryLimit::of_bytes).transpose()?,
+        limits.cpu_millis().map(CpuLimit::of_millis).transpose()?,
+    ))
 }
 
 /// The files that a VM is made of and the places where it meets the host.
@@ -138,7 +78,9 @@ pub fn vm_config(
 ) -> VmConfig {
     VmConfig {
         vcpus: shape.vcpus,
+        online_vcpus: Some(shape.online_vcpus),
         memory_mib: shape.memory_mib,
+        extra_memory_mib: shape.extra_memory_mib,
         kernel: places.kernel.to_owned(),
         initrd: places.image.map(Path::to_owned),
         cmdline: format!("{NO_SPARE_INTERFACES} {cmdline}")
@@ -308,39 +250,6 @@ mod tests {
             "process": {"args": ["sh"], "cwd": "/", "user": {"uid": 0, "gid": 0}},
             "root": {"path": "rootfs"},
         })
-    }
-
-    #[test]
-    fn without_limits_a_vm_has_the_default_shape() {
-        assert_eq!(
-            shape(None, None).unwrap(),
-            Shape {
-                memory_mib: 256,
-                vcpus: 1,
-                nics: 0,
-            }
-        );
-    }
-
-    #[test]
-    fn memory_is_the_limit_and_an_overhead() {
-        let shape = shape(Some("256M".parse().unwrap()), Some("1.5".parse().unwrap())).unwrap();
-        assert_eq!(
-            shape,
-            Shape {
-                memory_mib: 256 + 48 + 8,
-                vcpus: 2,
-                nics: 0,
-            }
-        );
-    }
-
-    #[test]
-    fn more_memory_than_a_vm_has_is_refused() {
-        assert!(matches!(
-            shape(Some("64G".parse().unwrap()), None),
-            Err(DesignError::TooMuchMemory(_))
-        ));
     }
 
     #[test]

@@ -10,6 +10,7 @@ pub mod place;
 pub mod refuse;
 pub mod rootfs;
 pub mod seccomp;
+pub mod size;
 pub mod spec;
 pub mod tree;
 

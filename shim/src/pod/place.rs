@@ -112,6 +112,11 @@ impl PodDir {
         self.0.join("members")
     }
 
+    /// What the VM of an engine's pod was made as.
+    pub fn shape(&self) -> PathBuf {
+        self.0.join("shape.json")
+    }
+
     /// What the monitor writes to its standard error.
     pub fn monitor_log(&self) -> PathBuf {
         self.0.join("vmm.log")

@@ -13,8 +13,9 @@ use crate::{
     pod::{
         BadId, ContainerId,
         container::Attachment,
-        design::{self, DesignError, Shape},
+        design::{self, DesignError},
         options::{CpuLimit, Disk, MemoryLimit},
+        size::{self, Shape},
         spec::Wishes,
     },
     storage::ImageRef,
@@ -299,10 +300,8 @@ fn shape(
     cpus: Option<CpuLimit>,
     network: Option<&Path>,
 ) -> Result<Shape, DesignError> {
-    Ok(Shape {
-        nics: network.map_or(0, |_| SLOTS),
-        ..design::shape(memory, cpus)?
-    })
+    let nics = network.map_or(0, |_| SLOTS);
+    Ok(Shape::fixed(size::for_one(memory, cpus)?, nics))
 }
 
 /// A path, or what `ip netns` knows by this name.

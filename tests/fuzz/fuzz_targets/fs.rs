@@ -84,6 +84,7 @@ fuzz_target!(|data: &[u8]| {
         root: base.join("share"),
         dax: Some(DaxWindow { base: 1 << 40, length: WINDOW_BYTES, mapper: Arc::new(Checker) }),
         descriptors: 20,
+        ram: Arc::new(vmbox_fuzz::RAM_BYTES.into()),
     })
     .expect("the directory is there");
     Rig::new(Box::new(device)).run(&mut Input(data), |input, memory, queue| {

@@ -18,8 +18,15 @@ use serde::{Deserialize, Serialize};
 pub struct VmConfig {
     /// Virtual CPUs, 1 to 32.
     pub vcpus: u8,
+    /// Of these, how many the kernel brings up at boot; the guest may do so with the others later. Absent: all.
+    #[serde(default)]
+    pub online_vcpus: Option<u8>,
     /// Guest RAM in MiB, 32 to 65536.
     pub memory_mib: u32,
+    /// How much more the guest can be given later, in MiB, 0 to 65536: see [`Control::Memory`]. Rounded down to 128 MiB, and to
+    /// what fits into the guest's address space.
+    #[serde(default)]
+    pub extra_memory_mib: u32,
     /// The guest kernel: an uncompressed ELF vmlinux on x86_64, an Image on aarch64.
     pub kernel: PathBuf,
     /// The guest image, loaded as initramfs.
@@ -124,6 +131,12 @@ pub enum Control {
         /// Size of the balloon in MiB; 0 deflates it.
         target_mib: u32,
     },
+    /// Have the guest use this many MiB beside those that it booted with (virtio-mem's requested size). For more than it has
+    /// now, the answer comes when it has taken them; for less it comes at once, and the guest gives back what it can.
+    Memory {
+        /// At most [`VmConfig::extra_memory_mib`].
+        extra_mib: u32,
+    },
     /// Put a tap into a NIC slot: the guest's link comes up. Its descriptor comes with the line (SCM_RIGHTS, unix(7)); the tap
     /// has IFF_NO_PI and IFF_VNET_HDR.
     AttachNic {
@@ -168,6 +181,8 @@ pub struct Stats {
     pub pio_exits: u64,
     /// The balloon's size in MiB.
     pub balloon_mib: u32,
+    /// What the guest uses beside the memory that it booted with, in MiB.
+    pub extra_mib: u32,
 }
 
 /// What the monitor reports of itself, one JSON object a line.

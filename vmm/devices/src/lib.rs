@@ -6,6 +6,7 @@ pub mod blk;
 pub mod device;
 pub mod fs;
 pub mod legacy;
+pub mod mem;
 pub mod net;
 pub mod queue;
 pub mod rng;

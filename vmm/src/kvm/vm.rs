@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{Kvm, VmFd};
-use vm_memory::{GuestMemory, GuestMemoryRegion};
+use vm_memory::{GuestAddress, GuestMemory, GuestMemoryRegion};
 use vmbox_devices::device::GuestRam;
 
 use super::KvmError;
@@ -20,11 +20,11 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// Creates a VM of a type (see [`crate::arch`]) that sees `ram`, and nothing else yet.
+    /// Creates a VM of a type (see [`crate::arch`]) that sees what of `ram` is below `end`, and nothing else yet.
     ///
     /// # Errors
     /// KVM refuses.
-    pub fn new(kvm: &Kvm, vm_type: u64, ram: GuestRam) -> Result<Self, KvmError> {
+    pub fn new(kvm: &Kvm, vm_type: u64, ram: GuestRam, end: u64) -> Result<Self, KvmError> {
         let fd = create(kvm, vm_type)?;
         let mut vm = Self {
             fd,
@@ -32,14 +32,27 @@ impl Vm {
             windows: Vec::new(),
             slots: 0,
         };
-        for region in ram.iter() {
-            let place = Region {
+        for region in ram.iter().filter(|region| region.start_addr().0 < end) {
+            vm.show(Region {
                 base: region.start_addr().0,
                 length: region.len(),
-            };
-            vm.map(place, region.as_ptr() as u64)?;
+            })?;
         }
         Ok(vm)
+    }
+
+    /// Shows a part of the RAM to the guest that it has not seen before.
+    ///
+    /// # Errors
+    /// It is not all of one region of the RAM, or KVM refuses.
+    pub fn show(&mut self, place: Region) -> Result<(), KvmError> {
+        let length = usize::try_from(place.length).unwrap_or(usize::MAX);
+        let host = self
+            .ram
+            .get_slice(GuestAddress(place.base), length)
+            .map_err(|_| KvmError::Lacks("RAM at the end of its address space"))?;
+        let address = host.ptr_guard().as_ptr() as u64;
+        self.map(place, address)
     }
 
     /// The guest's RAM.

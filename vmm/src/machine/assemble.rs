@@ -11,6 +11,7 @@ use vmbox_devices::rng::Rng;
 use vmbox_devices::worker::Worker;
 
 use super::board::{AttachError, Board, Place};
+use super::extra::{self, Extra, RamSize};
 use super::nics::Nics;
 use super::validate::{ConfigError, validate};
 use super::{Machine, devices};
@@ -34,8 +35,10 @@ pub fn assemble(config: &VmConfig) -> Result<Machine, AssembleError> {
     let processor = Processor::of(&kvm)?;
     let windows = place_windows(ram_map.end, &window_lengths(config), processor.phys_bits())?;
     let end = windows.last().map_or(ram_map.end, Region::end);
-    let ram = ram::allocate(&ram_map.regions)?;
-    let mut vm = Vm::new(&kvm, processor.vm_type(end), ram.clone())?;
+    let extra_place = extra::place(end, config.extra_memory_mib, processor.phys_bits());
+    let end = extra_place.as_ref().map_or(end, Region::end);
+    let ram = ram::allocate(&[&ram_map.regions[..], extra_place.as_slice()].concat())?;
+    let mut vm = Vm::new(&kvm, processor.vm_type(end), ram.clone(), ram_map.end)?;
     // Before any device: on aarch64 interrupts need the controller, and the controller the vCPUs.
     let vcpus = processor.create_vcpus(&vm, config.vcpus)?;
     let windows = map_windows(&mut vm, windows)?;
@@ -56,10 +59,16 @@ pub fn assemble(config: &VmConfig) -> Result<Machine, AssembleError> {
         workers.push(worker);
     }
     let descriptors = fs::descriptors_per_share(config.shares.len());
+    let ram_size = RamSize::new(u64::from(config.memory_mib) * MIB);
     for (share, window) in config.shares.iter().zip(windows) {
         let worker = spawn_worker(&format!("fs-{}", share.tag))?;
         board.attach(
-            Box::new(devices::share(share, window, descriptors)?),
+            Box::new(devices::share(
+                share,
+                window,
+                descriptors,
+                ram_size.watch(),
+            )?),
             &worker.handle(),
         )?;
         workers.push(worker);
@@ -77,6 +86,13 @@ pub fn assemble(config: &VmConfig) -> Result<Machine, AssembleError> {
         let (device, handle) = devices::balloon(&ram);
         board.attach(Box::new(device), &light.handle())?;
         balloon = Some(handle);
+    }
+    let mut extra = None;
+    if let Some(place) = extra_place {
+        let (device, hand) = Extra::new(place, &ram)
+            .map_err(|source| AssembleError::device("extra memory".into(), source))?;
+        board.attach(Box::new(device), &light.handle())?;
+        extra = Some(hand);
     }
     workers.push(light);
 
@@ -107,6 +123,8 @@ pub fn assemble(config: &VmConfig) -> Result<Machine, AssembleError> {
         bus,
         workers,
         balloon,
+        extra,
+        ram_size,
         nics,
         ending,
         vcpus,
@@ -124,10 +142,18 @@ fn command_line(config: &VmConfig, processors: usize, log: Region, devices: &[Pl
     let platform = arch::kernel_options(config.serial.is_some(), devices);
     let log = ramoops::kernel_options(log.base);
     let mut line = format!("panic=-1 random.trust_cpu=on {log} {platform}");
+    let online = config.online_vcpus.unwrap_or(config.vcpus);
+    if online < config.vcpus {
+        line.push_str(&format!(" maxcpus={online}"));
+    }
     // x86 kernels start all CPUs at once, and each spins until its turn: on too few processors, that leaves none for the
     // one whose turn it is.
-    if usize::from(config.vcpus) > processors {
+    if usize::from(online) > processors {
         line.push_str(" cpuhp.parallel=0");
+    }
+    if config.extra_memory_mib > 0 {
+        // Plugged memory is to be used, most of it for what can be moved, so that it can be unplugged again.
+        line.push_str(" memhp_default_state=online memory_hotplug.online_policy=auto-movable");
     }
     if !config.cmdline.is_empty() {
         line.push(' ');
@@ -240,7 +266,10 @@ mod tests {
     fn a_missing_shared_directory_is_a_bad_configuration() {
         let config: ShareConfig =
             serde_json::from_str(r#"{"tag":"t","path":"/nowhere/at/all"}"#).unwrap();
-        let ending = devices::share(&config, None, 1000).err().unwrap().ending();
+        let ending = devices::share(&config, None, 1000, Arc::default())
+            .err()
+            .unwrap()
+            .ending();
         assert_eq!(ending.reason, ExitReason::BadConfig);
         assert!(
             ending.message.contains("/nowhere/at/all"),
@@ -250,8 +279,14 @@ mod tests {
     }
 
     fn line_for(vcpus: u8, processors: usize) -> String {
-        let json = format!(r#"{{"vcpus":{vcpus},"memory_mib":64,"kernel":"/k"}}"#);
-        let config: VmConfig = serde_json::from_str(&json).unwrap();
+        line_of(
+            &format!(r#"{{"vcpus":{vcpus},"memory_mib":64,"kernel":"/k"}}"#),
+            processors,
+        )
+    }
+
+    fn line_of(json: &str, processors: usize) -> String {
+        let config: VmConfig = serde_json::from_str(json).unwrap();
         let log = Region { base: 0, length: 0 };
         command_line(&config, processors, log, &[])
     }
@@ -263,5 +298,16 @@ mod tests {
         assert!(one_by_one(3, 2));
         assert!(!one_by_one(2, 2));
         assert!(!one_by_one(1, 1));
+    }
+
+    #[test]
+    fn cpus_that_are_not_to_be_online_are_left_alone_at_boot() {
+        let line = line_of(
+            r#"{"vcpus":4,"online_vcpus":1,"memory_mib":64,"kernel":"/k"}"#,
+            1,
+        );
+        assert!(line.contains(" maxcpus=1"), "{line}");
+        assert!(!line.contains("cpuhp"), "{line}");
+        assert!(!line_for(4, 4).contains("maxcpus"));
     }
 }

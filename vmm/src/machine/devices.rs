@@ -6,6 +6,7 @@ use std::os::fd::BorrowedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use vm_memory::GuestAddress;
 use vmbox_config::{DiskConfig, ShareConfig, VsockConfig};
@@ -39,7 +40,8 @@ impl Balloon {
     }
 }
 
-struct ReclaimRam(GuestRam);
+/// Gives RAM back to the host.
+pub struct ReclaimRam(pub GuestRam);
 
 impl Reclaim for ReclaimRam {
     fn reclaim(&self, address: GuestAddress, length: u64) -> io::Result<()> {
@@ -86,17 +88,20 @@ pub fn disk(config: &DiskConfig) -> Result<Blk, AssembleError> {
         .map_err(|source| AssembleError::device(what(), source))
 }
 
-/// A share that may hold so many descriptors; `window` is where its DAX window goes, if it has one.
+/// A share that may hold so many descriptors, of a guest with so much RAM; `window` is where its DAX window goes, if it has
+/// one.
 pub fn share(
     config: &ShareConfig,
     window: Option<DaxWindow>,
     descriptors: usize,
+    ram: Arc<AtomicU64>,
 ) -> Result<Fs, AssembleError> {
     Fs::new(FsConfig {
         tag: config.tag.clone(),
         root: config.path.clone(),
         dax: window,
         descriptors,
+        ram,
     })
     .map_err(|error| {
         // The kind tells a wrong path from a failing host.

@@ -3,6 +3,7 @@
 pub mod assemble;
 pub mod board;
 mod devices;
+pub mod extra;
 pub mod nics;
 mod validate;
 
@@ -16,10 +17,11 @@ use vmbox_devices::worker::{NotPaused, Worker};
 
 use self::board::Bus;
 use self::devices::Balloon;
+use self::extra::{Extra, ExtraError, RamSize};
 use self::nics::Nics;
 use crate::ending::EndingSlot;
 use crate::kvm::Vm;
-use crate::memory::layout::Region;
+use crate::memory::layout::{MIB, Region};
 use crate::ramoops::{self, Remains};
 use crate::vcpu::Vcpus;
 use crate::vcpu::gate::NotParked;
@@ -41,12 +43,14 @@ pub struct Machine {
     vcpus: Option<Vcpus>,
     _bus: Arc<Bus>,
     balloon: Option<Balloon>,
+    extra: Option<Extra>,
+    ram_size: RamSize,
     nics: Nics,
     workers: Vec<Worker>,
     ending: Arc<EndingSlot>,
     ram: GuestRam,
     ramoops: Region,
-    _vm: Vm,
+    vm: Vm,
 }
 
 impl Machine {
@@ -61,6 +65,8 @@ impl Machine {
         bus: Arc<Bus>,
         workers: Vec<Worker>,
         balloon: Option<Balloon>,
+        extra: Option<Extra>,
+        ram_size: RamSize,
         nics: Nics,
         ending: Arc<EndingSlot>,
         vcpus: Vcpus,
@@ -69,12 +75,14 @@ impl Machine {
             vcpus: Some(vcpus),
             _bus: bus,
             balloon,
+            extra,
+            ram_size,
             nics,
             workers,
             ending,
             ram,
             ramoops,
-            _vm: vm,
+            vm,
         }
     }
 
@@ -119,6 +127,36 @@ impl Machine {
             .is_some()
     }
 
+    /// Asks the guest to use so many MiB beside those that it booted with.
+    ///
+    /// # Errors
+    /// See [`ExtraError`].
+    pub fn set_extra_memory(&mut self, extra_mib: u32) -> Result<(), ExtraError> {
+        match &mut self.extra {
+            Some(extra) => extra.request(&mut self.vm, extra_mib),
+            None if extra_mib == 0 => Ok(()),
+            None => Err(ExtraError::TooMuch {
+                asked_mib: extra_mib,
+                most_mib: 0,
+            }),
+        }
+    }
+
+    /// The memory beside what the guest booted with, if it can have any.
+    pub fn extra(&self) -> Option<&Extra> {
+        self.extra.as_ref()
+    }
+
+    /// Takes note that the guest has taken or given back some of its extra memory. Whether it has all that it is to have.
+    pub fn extra_has_changed(&self) -> bool {
+        self.extra.as_ref().is_none_or(|extra| {
+            // An empty counter is no failure.
+            let _ = extra.changed().read();
+            self.ram_size.set_extra(extra.plugged_bytes());
+            extra.is_served()
+        })
+    }
+
     /// The slots for NICs.
     pub fn nics(&self) -> &Nics {
         &self.nics
@@ -127,6 +165,8 @@ impl Machine {
     /// The counters, but for the time.
     pub fn stats(&self) -> Stats {
         let balloon_mib = self.balloon.as_ref().map_or(0, Balloon::actual_mib);
+        let extra = self.extra.as_ref().map_or(0, Extra::plugged_bytes);
+        let extra_mib = u32::try_from(extra / MIB).unwrap_or(u32::MAX);
         self.with_vcpus(|vcpus| {
             let counters = vcpus.counters();
             Stats {
@@ -136,6 +176,7 @@ impl Machine {
                 mmio_exits: counters.mmio.load(Ordering::Relaxed),
                 pio_exits: counters.pio.load(Ordering::Relaxed),
                 balloon_mib,
+                extra_mib,
             }
         })
         .unwrap_or_default()

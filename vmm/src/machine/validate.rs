@@ -8,6 +8,7 @@ use crate::arch;
 
 const VCPUS: RangeInclusive<u8> = 1..=32;
 const MEMORY_MIB: RangeInclusive<u32> = 32..=65536;
+const EXTRA_MEMORY_MIB: RangeInclusive<u32> = 0..=65536;
 const TAG_BYTES: RangeInclusive<usize> = 1..=36;
 const SERIAL_BYTES: usize = 20;
 /// What IPv4 wants at least (RFC 791), and what the field can say.
@@ -25,7 +26,15 @@ pub struct ConfigError(pub String);
 /// The first field that is beyond its limit.
 pub fn validate(config: &VmConfig) -> Result<(), ConfigError> {
     within("vcpus", config.vcpus, &VCPUS)?;
+    if let Some(online) = config.online_vcpus {
+        within("online_vcpus", online, &(1..=config.vcpus))?;
+    }
     within("memory_mib", config.memory_mib, &MEMORY_MIB)?;
+    within(
+        "extra_memory_mib",
+        config.extra_memory_mib,
+        &EXTRA_MEMORY_MIB,
+    )?;
     for (index, share) in config.shares.iter().enumerate() {
         within(
             &format!("shares[{index}].tag's length"),
@@ -78,13 +87,14 @@ pub fn validate(config: &VmConfig) -> Result<(), ConfigError> {
             "cmdline contains a line break or zero byte".into(),
         ));
     }
-    // Beside shares, disks and NICs: rng always, balloon and vsock on demand.
+    // Beside shares, disks and NICs: rng always, balloon, memory and vsock on demand.
     let devices = 1
         + config.shares.len()
         + config.disks.len()
         + config.nics.len()
         + usize::from(config.vsock.is_some())
-        + usize::from(config.balloon);
+        + usize::from(config.balloon)
+        + usize::from(config.extra_memory_mib > 0);
     within("the number of devices", devices, &(1..=arch::MAX_DEVICES))
 }
 
@@ -131,6 +141,14 @@ mod tests {
         assert_eq!(
             refusal(r#"{"memory_mib":65537}"#),
             "memory_mib is 65537, it must be 32 to 65536"
+        );
+        assert_eq!(
+            refusal(r#"{"vcpus":2,"online_vcpus":3}"#),
+            "online_vcpus is 3, it must be 1 to 2"
+        );
+        assert_eq!(
+            refusal(r#"{"extra_memory_mib":65537}"#),
+            "extra_memory_mib is 65537, it must be 0 to 65536"
         );
         assert_eq!(refusal(r#"{"vcpus":0}"#), "vcpus is 0, it must be 1 to 32");
         assert_eq!(

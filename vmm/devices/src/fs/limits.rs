@@ -1,5 +1,8 @@
 //! How much of the host a guest may hold through a share, and the process's share of descriptors.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// The most descriptors that inodes without an open file keep: enough for the directories and files in use at a time.
@@ -12,10 +15,10 @@ const RESERVED: usize = 1280;
 const GUEST_BYTES_PER_INODE: u64 = 1024;
 
 /// The bounds of one share.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(super) struct Limits {
-    /// Inodes known.
-    pub inodes: usize,
+    /// Bytes of RAM that the guest has, which may change.
+    ram: Arc<AtomicU64>,
     /// Descriptors of inodes beyond which idle ones are closed.
     pub paths: usize,
     /// Open files and directories. Each is a descriptor of its own and one of its inode.
@@ -24,13 +27,19 @@ pub(super) struct Limits {
 
 impl Limits {
     /// For a share that may hold so many descriptors, of a guest with so many bytes of RAM.
-    pub fn new(descriptors: usize, ram: u64) -> Self {
+    pub fn new(descriptors: usize, ram: Arc<AtomicU64>) -> Self {
         let paths = (descriptors / 4).clamp(1, PATHS_MAX);
         Self {
-            inodes: usize::try_from(ram / GUEST_BYTES_PER_INODE).unwrap_or(usize::MAX),
+            ram,
             paths,
             files: descriptors.saturating_sub(paths) / 2,
         }
+    }
+
+    /// Inodes that may be known now.
+    pub fn inodes(&self) -> usize {
+        let inodes = self.ram.load(Ordering::Relaxed) / GUEST_BYTES_PER_INODE;
+        usize::try_from(inodes).unwrap_or(usize::MAX)
     }
 }
 
@@ -62,7 +71,7 @@ mod tests {
     #[test]
     fn all_that_a_share_may_open_is_within_its_descriptors() {
         for descriptors in [4, 5, 100, 1024, 20_000, 1 << 20] {
-            let limits = Limits::new(descriptors, 1 << 30);
+            let limits = Limits::new(descriptors, Arc::default());
             assert!(limits.paths + 2 * limits.files <= descriptors);
             assert!(limits.paths > 0 && limits.files > 0);
         }

@@ -25,9 +25,9 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use rustix::fs::{CWD, Mode, OFlags};
-use vm_memory::{GuestMemory, GuestMemoryRegion};
 
 pub use dax::{DAX_GRANULE, DaxMapper, DaxWindow};
 pub use limits::descriptors_per_share;
@@ -59,6 +59,8 @@ pub struct FsConfig {
     pub dax: Option<DaxWindow>,
     /// The most descriptors that the guest may hold through this share: see [`descriptors_per_share`].
     pub descriptors: usize,
+    /// Bytes of RAM that the guest has. The inodes that it may know of the share depend on it, as it changes.
+    pub ram: Arc<AtomicU64>,
 }
 
 /// Why a directory can't be shared.
@@ -91,6 +93,7 @@ pub struct Fs {
     proc_fds: Arc<OwnedFd>,
     dax: Option<DaxWindow>,
     descriptors: usize,
+    ram: Arc<AtomicU64>,
 }
 
 impl Fs {
@@ -123,6 +126,7 @@ impl Fs {
             proc_fds: Arc::new(proc_fds),
             dax: config.dax,
             descriptors: config.descriptors,
+            ram: config.ram,
         })
     }
 }
@@ -155,8 +159,7 @@ impl VirtioDevice for Fs {
         if let Some(missing) = activation.queues.iter().position(|q| !q.is_enabled()) {
             return Err(ActivateError::QueueMissing(missing));
         }
-        let ram = activation.memory.iter().map(|region| region.len()).sum();
-        let limits = Limits::new(self.descriptors, ram);
+        let limits = Limits::new(self.descriptors, self.ram.clone());
         let share =
             Share::new(self.root.clone(), self.proc_fds.clone(), limits).map_err(|source| {
                 ActivateError::Host {

@@ -105,6 +105,7 @@ impl Guest {
                 mapper: window.clone(),
             }),
             descriptors,
+            ram: Arc::new((8 << 20).into()),
         })
         .unwrap();
         let memory = ram(8);
@@ -265,6 +266,7 @@ fn configuration_space_is_the_tag_and_one_request_queue() {
         root: directory.path().into(),
         dax: None,
         descriptors: 1000,
+        ram: Arc::default(),
     };
     let device = Fs::new(config).unwrap();
     let mut space = [0xff; 48];
@@ -283,6 +285,7 @@ fn tag_longer_than_its_field_is_refused() {
         root: "/".into(),
         dax: None,
         descriptors: 1000,
+        ram: Arc::default(),
     };
     assert!(matches!(Fs::new(config), Err(FsError::Tag(_))));
 }
@@ -295,6 +298,7 @@ fn root_that_is_a_file_is_refused() {
         root: file.path().into(),
         dax: None,
         descriptors: 1000,
+        ram: Arc::default(),
     };
     assert!(matches!(Fs::new(config), Err(FsError::Root { .. })));
 }

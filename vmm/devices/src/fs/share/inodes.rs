@@ -146,7 +146,7 @@ impl Inodes {
 
     /// Refuses with ENFILE what would make one inode too many known.
     pub fn check_room(&self) -> io::Result<()> {
-        if self.known.len() >= self.limits.inodes {
+        if self.known.len() >= self.limits.inodes() {
             return Err(error(libc::ENFILE));
         }
         Ok(())

@@ -60,7 +60,7 @@ impl Share {
     /// The root can't be examined any more.
     pub fn new(root: Arc<OwnedFd>, proc_fds: Arc<OwnedFd>, limits: Limits) -> io::Result<Self> {
         Ok(Self {
-            inodes: Mutex::new(root_only(&root, limits)?),
+            inodes: Mutex::new(root_only(&root, limits.clone())?),
             handles: Mutex::new(Handles::new(limits.files)),
             proc_fds,
             root,
@@ -72,7 +72,7 @@ impl Share {
 
     /// Drops everything the guest held, for FUSE_DESTROY and for an INIT that isn't the first.
     fn start_over(&self) -> io::Result<()> {
-        let inodes = root_only(&self.root, self.limits)?;
+        let inodes = root_only(&self.root, self.limits.clone())?;
         *lock(&self.handles) = Handles::new(self.limits.files);
         *lock(&self.inodes) = inodes;
         Ok(())
