@@ -61,8 +61,7 @@ pub fn probe() -> Result<(), ProbeError> {
 fn run_guest(kvm: &kvm_ioctls::Kvm) -> Result<(), ProbeError> {
     let ram = ram::allocate(&[guest::MEMORY]).map_err(|e| ProbeError::Host(io::Error::other(e)))?;
     let processor = Processor::of(kvm)?;
-    let end = guest::MEMORY.end();
-    let vm = Vm::new(kvm, processor.vm_type(end), ram, end)?;
+    let vm = Vm::new(kvm, processor.vm_type(guest::MEMORY.end()), ram)?;
     let vcpu = guest::load(&processor, &vm)?;
     kick::install_handler().map_err(ProbeError::Host)?;
     let kicker = Arc::new(Kicker::default());

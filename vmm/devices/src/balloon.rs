@@ -5,12 +5,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::{fmt, io};
 
-use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemory};
 
 use crate::device::{
     ActivateError, Activation, Event, Handler, Interrupt, Profile, Served, VirtioDevice, read_bytes,
 };
 use crate::queue::{Chain, Virtqueue};
+use crate::ram::Ram;
 
 const DEVICE_ID: u32 = 5;
 /// §5.5.3; virtio-bindings has none of them.
@@ -233,7 +234,7 @@ struct Run {
 }
 
 impl Run {
-    fn add(&mut self, page: u64, memory: &GuestMemoryMmap, reclaim: &dyn Reclaim) {
+    fn add(&mut self, page: u64, memory: &Ram, reclaim: &dyn Reclaim) {
         if self.pages > 0 && page == self.first + self.pages {
             self.pages += 1;
         } else if self.pages > 0 && page + 1 == self.first {
@@ -248,7 +249,7 @@ impl Run {
         }
     }
 
-    fn finish(&mut self, memory: &GuestMemoryMmap, reclaim: &dyn Reclaim) {
+    fn finish(&mut self, memory: &Ram, reclaim: &dyn Reclaim) {
         // Page numbers have 32 bits, so neither product overflows.
         give_back(
             memory,
@@ -276,7 +277,7 @@ fn take_reported(chain: &Chain, reclaim: &dyn Reclaim) {
     }
 }
 
-fn give_back(memory: &GuestMemoryMmap, address: u64, length: u64, reclaim: &dyn Reclaim) {
+fn give_back(memory: &Ram, address: u64, length: u64, reclaim: &dyn Reclaim) {
     let address = GuestAddress(address);
     let in_ram = usize::try_from(length).is_ok_and(|length| memory.check_range(address, length));
     if length == 0 || !in_ram {

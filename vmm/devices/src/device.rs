@@ -12,12 +12,8 @@
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
-use vm_memory::GuestMemoryMmap;
-
 use crate::queue::Virtqueue;
-
-/// The guest's RAM as every device sees it.
-pub type GuestRam = Arc<GuestMemoryMmap>;
+pub use crate::ram::GuestRam;
 
 /// What a device is, fixed for its lifetime (virtio 1.2 §2.1–§2.2, §5).
 #[derive(Debug, Clone, PartialEq, Eq)]

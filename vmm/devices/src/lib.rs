@@ -9,6 +9,7 @@ pub mod legacy;
 pub mod mem;
 pub mod net;
 pub mod queue;
+pub mod ram;
 pub mod rng;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

@@ -6,10 +6,11 @@ use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::device::{GuestRam, Interrupt, Served};
+use crate::ram::Ram;
 
 /// A descriptor chain over the guest's RAM.
 pub type Chain = DescriptorChain<GuestRam>;
@@ -105,7 +106,7 @@ impl Virtqueue {
     }
 
     /// The guest's RAM.
-    pub fn memory(&self) -> &GuestMemoryMmap {
+    pub fn memory(&self) -> &Ram {
         &self.memory
     }
 

@@ -11,11 +11,12 @@ use std::sync::{Arc, Mutex};
 
 use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use virtio_queue::{Queue, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, VolatileSlice};
+use vm_memory::{Bytes, GuestAddress, GuestRegionMmap, VolatileSlice};
 
 use crate::device::{Activation, GuestRam, Interrupt};
 use crate::net::{Offloads, Port};
 use crate::queue::Virtqueue;
+use crate::ram::{Ram, RamRegion};
 
 /// The next descriptor follows.
 pub const NEXT: u16 = VRING_DESC_F_NEXT as u16;
@@ -33,8 +34,9 @@ pub const ARENA: u64 = 1 << 20;
 
 /// Guest RAM of so many MiB at address 0. Two MiB are needed for one queue, and one more for each further.
 pub fn ram(mib: usize) -> GuestRam {
-    let ranges = [(GuestAddress(0), mib << 20)];
-    Arc::new(GuestMemoryMmap::from_ranges(&ranges).expect("anonymous memory can be mapped"))
+    let mapping = GuestRegionMmap::from_range(GuestAddress(0), mib << 20, None);
+    let mapping = mapping.expect("anonymous memory can be mapped");
+    Arc::new(Ram::new(vec![RamRegion::shown(mapping)]))
 }
 
 /// What `device.activate` gets from a driver that has set up all of `queues` and accepted `features`.

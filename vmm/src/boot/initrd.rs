@@ -5,7 +5,8 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
+use vmbox_devices::ram::Ram;
 
 use super::kernel_file::{self, KernelFile};
 use super::{BootError, read_error};
@@ -22,7 +23,7 @@ const MAX_ENTRIES: usize = 256;
 /// # Errors
 /// It can't be read, is for another machine, or does not fit.
 pub fn load_initrd(
-    memory: &GuestMemoryMmap,
+    memory: &Ram,
     bottom: u64,
     top: u64,
     ram_mib: u64,

@@ -20,11 +20,11 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// Creates a VM of a type (see [`crate::arch`]) that sees what of `ram` is below `end`, and nothing else yet.
+    /// Creates a VM of a type (see [`crate::arch`]) that sees `ram`, but for a spare region, and nothing else yet.
     ///
     /// # Errors
     /// KVM refuses.
-    pub fn new(kvm: &Kvm, vm_type: u64, ram: GuestRam, end: u64) -> Result<Self, KvmError> {
+    pub fn new(kvm: &Kvm, vm_type: u64, ram: GuestRam) -> Result<Self, KvmError> {
         let fd = create(kvm, vm_type)?;
         let mut vm = Self {
             fd,
@@ -32,7 +32,7 @@ impl Vm {
             windows: Vec::new(),
             slots: 0,
         };
-        for region in ram.iter().filter(|region| region.start_addr().0 < end) {
+        for region in ram.iter().filter(|region| region.len() > 0) {
             vm.show(Region {
                 base: region.start_addr().0,
                 length: region.len(),
@@ -41,7 +41,7 @@ impl Vm {
         Ok(vm)
     }
 
-    /// Shows a part of the RAM to the guest that it has not seen before.
+    /// Shows a part of the RAM to the guest that it has not seen before, and that devices can use.
     ///
     /// # Errors
     /// It is not all of one region of the RAM, or KVM refuses.

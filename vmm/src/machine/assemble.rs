@@ -37,8 +37,8 @@ pub fn assemble(config: &VmConfig) -> Result<Machine, AssembleError> {
     let end = windows.last().map_or(ram_map.end, Region::end);
     let extra_place = extra::place(end, config.extra_memory_mib, processor.phys_bits());
     let end = extra_place.as_ref().map_or(end, Region::end);
-    let ram = ram::allocate(&[&ram_map.regions[..], extra_place.as_slice()].concat())?;
-    let mut vm = Vm::new(&kvm, processor.vm_type(end), ram.clone(), ram_map.end)?;
+    let ram = ram::allocate_with_spare(&ram_map.regions, extra_place)?;
+    let mut vm = Vm::new(&kvm, processor.vm_type(end), ram.clone())?;
     // Before any device: on aarch64 interrupts need the controller, and the controller the vCPUs.
     let vcpus = processor.create_vcpus(&vm, config.vcpus)?;
     let windows = map_windows(&mut vm, windows)?;

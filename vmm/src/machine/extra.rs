@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use vm_memory::GuestAddress;
 use vmbox_devices::device::GuestRam;
 use vmbox_devices::mem::{Mem, MemHandle, USABLE_BYTES};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -11,6 +12,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::devices::ReclaimRam;
 use crate::kvm::{KvmError, Vm};
 use crate::memory::layout::{GIB, MIB, Region};
+use crate::memory::ram::{self, NoMemory};
 
 /// Why the guest's memory could not be changed.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +25,9 @@ pub enum ExtraError {
         /// What there can be.
         most_mib: u64,
     },
+    /// The host does not.
+    #[error(transparent)]
+    Memory(#[from] NoMemory),
     /// KVM does not take it.
     #[error(transparent)]
     Kvm(#[from] KvmError),
@@ -69,7 +74,7 @@ impl Extra {
     /// Asks the guest to have so many MiB of it.
     ///
     /// # Errors
-    /// There are not so many, or KVM refuses.
+    /// There are not so many, or the host or KVM refuses.
     pub(super) fn request(&mut self, vm: &mut Vm, extra_mib: u32) -> Result<(), ExtraError> {
         let bytes = u64::from(extra_mib) * MIB;
         if bytes > self.place.length {
@@ -80,6 +85,7 @@ impl Extra {
         }
         let usable = self.device.usable_for(bytes);
         if usable > self.shown {
+            ram::show(vm.ram(), GuestAddress(self.place.base), usable)?;
             vm.show(Region {
                 base: self.place.base + self.shown,
                 length: usable - self.shown,

@@ -4,12 +4,11 @@ use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 
 use nix::fcntl::{FallocateFlags, fallocate};
-use vm_memory::{
-    Bytes, GuestMemory, GuestMemoryMmap, ReadVolatile, VolatileMemoryError, WriteVolatile,
-};
+use vm_memory::{Bytes, GuestMemory, ReadVolatile, VolatileMemoryError, WriteVolatile};
 
 use super::request::{Buffer, Range, Status};
 use super::{RANGE_SECTORS_MAX, SECTOR_BYTES, SEGMENT_BYTES_MAX, SEGMENTS_MAX};
+use crate::ram::Ram;
 
 /// Length of the answer to GET_ID (§5.2.6.1).
 const ID_BYTES: usize = 20;
@@ -77,7 +76,7 @@ impl Disk {
     /// Reads into `buffers`, returns the number of bytes.
     pub fn read(
         &mut self,
-        memory: &GuestMemoryMmap,
+        memory: &Ram,
         sector: u64,
         buffers: &[Buffer],
     ) -> Result<u32, DiskError> {
@@ -91,7 +90,7 @@ impl Disk {
     /// Writes `buffers`.
     pub fn write(
         &mut self,
-        memory: &GuestMemoryMmap,
+        memory: &Ram,
         sector: u64,
         buffers: &[Buffer],
     ) -> Result<(), DiskError> {
@@ -113,7 +112,7 @@ impl Disk {
     }
 
     /// Writes the serial number into `buffers`, which must have room for all 20 bytes; returns 20.
-    pub fn identify(&self, memory: &GuestMemoryMmap, buffers: &[Buffer]) -> Result<u32, DiskError> {
+    pub fn identify(&self, memory: &Ram, buffers: &[Buffer]) -> Result<u32, DiskError> {
         let mut rest = &self.id[..];
         for buffer in buffers {
             let (now, later) = rest.split_at(rest.len().min(buffer.length as usize));
@@ -175,12 +174,7 @@ impl Disk {
     }
 
     /// Checks a transfer as a whole before its first byte; returns its length.
-    fn prepare(
-        &self,
-        memory: &GuestMemoryMmap,
-        sector: u64,
-        buffers: &[Buffer],
-    ) -> Result<u32, DiskError> {
+    fn prepare(&self, memory: &Ram, sector: u64, buffers: &[Buffer]) -> Result<u32, DiskError> {
         let mut length = 0u32;
         for buffer in buffers {
             if buffer.length > 0 && !memory.check_range(buffer.address, buffer.length as usize) {
@@ -207,7 +201,7 @@ impl Disk {
 
     fn transfer(
         &mut self,
-        memory: &GuestMemoryMmap,
+        memory: &Ram,
         sector: u64,
         buffers: &[Buffer],
         one: impl Fn(&File, &mut vm_memory::VolatileSlice<'_>) -> Result<(), VolatileMemoryError>,

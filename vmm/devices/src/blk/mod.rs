@@ -11,10 +11,11 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
     VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
 };
-use vm_memory::{Bytes, GuestMemoryMmap};
+use vm_memory::Bytes;
 
 use crate::device::{ActivateError, Activation, Event, Handler, Profile, Served, VirtioDevice};
 use crate::queue::{Chain, Virtqueue};
+use crate::ram::Ram;
 use disk::Disk;
 use request::{Outcome, Request, Status};
 
@@ -160,12 +161,7 @@ fn serve(chain: Chain, disk: &mut Disk, write_through: bool) -> u32 {
     }
 }
 
-fn execute(
-    memory: &GuestMemoryMmap,
-    request: &Request,
-    disk: &mut Disk,
-    write_through: bool,
-) -> Outcome {
+fn execute(memory: &Ram, request: &Request, disk: &mut Disk, write_through: bool) -> Outcome {
     let result = match request {
         Request::Read { sector, buffers } => disk.read(memory, *sector, buffers),
         Request::Write { sector, buffers } => disk

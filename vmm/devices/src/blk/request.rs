@@ -1,9 +1,10 @@
 //! A block request as the driver wrote it (virtio 1.2 §5.2.6): descriptor chain in, typed request out.
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 
 use super::{RANGES_MAX, SEGMENTS_MAX};
 use crate::queue::Chain;
+use crate::ram::Ram;
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD,
     VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
@@ -84,7 +85,7 @@ impl Request {
     }
 
     fn from_parts(
-        memory: &GuestMemoryMmap,
+        memory: &Ram,
         mut readable: Vec<Buffer>,
         writable: Vec<Buffer>,
     ) -> Result<Self, Status> {
@@ -121,11 +122,7 @@ fn split_header(header: [u8; HEADER_BYTES]) -> (u32, u64) {
 }
 
 /// All ranges of a request. Only write-zeroes may ask for `unmap`; other flags are unsupported (§5.2.6.2).
-fn ranges(
-    memory: &GuestMemoryMmap,
-    mut data: Vec<Buffer>,
-    may_unmap: bool,
-) -> Result<Vec<Range>, Status> {
+fn ranges(memory: &Ram, mut data: Vec<Buffer>, may_unmap: bool) -> Result<Vec<Range>, Status> {
     let mut ranges = Vec::new();
     while data.iter().any(|buffer| buffer.length > 0) {
         if ranges.len() == RANGES_MAX as usize {
@@ -158,10 +155,7 @@ fn take_last_byte(buffers: &mut Vec<Buffer>) -> Option<GuestAddress> {
 }
 
 /// Reads and cuts off the first `N` bytes, which may be spread over several buffers.
-fn take_front<const N: usize>(
-    memory: &GuestMemoryMmap,
-    buffers: &mut Vec<Buffer>,
-) -> Result<[u8; N], Status> {
+fn take_front<const N: usize>(memory: &Ram, buffers: &mut Vec<Buffer>) -> Result<[u8; N], Status> {
     let mut bytes = [0; N];
     let mut missing = &mut bytes[..];
     for buffer in buffers.iter_mut() {

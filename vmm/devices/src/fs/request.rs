@@ -9,12 +9,13 @@ use fuse_backend_rs::abi::fuse_abi::{CreateIn, EntryOut, InHeader, Opcode, OpenO
 use fuse_backend_rs::api::filesystem::Context;
 use fuse_backend_rs::api::server::Server;
 use fuse_backend_rs::transport::{Reader, VirtioFsWriter, Writer};
-use vm_memory::{ByteValued, GuestMemoryMmap};
+use vm_memory::ByteValued;
 
 use super::dax::{DaxWindow, Placement};
 use super::share::Share;
 use super::statx;
 use crate::queue::Chain;
+use crate::ram::Ram;
 
 /// Larger than any message of ours in either direction: 1 MiB of data (256 pages, what INIT agrees on) with its
 /// headers. A chain may describe all of RAM many times over; nothing may be sized by that.
@@ -44,7 +45,7 @@ impl Session {
     }
 
     /// Serves the message in `chain`; the number of bytes of the answer.
-    pub fn serve(&self, memory: &GuestMemoryMmap, chain: Chain) -> u32 {
+    pub fn serve(&self, memory: &Ram, chain: Chain) -> u32 {
         let reader = Reader::from_descriptor_chain(memory, chain.clone());
         let writer = VirtioFsWriter::new(memory, chain);
         // Without both there is no way to answer: the chain goes back empty.

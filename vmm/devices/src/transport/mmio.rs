@@ -6,13 +6,14 @@ use std::sync::Arc;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::{Queue, QueueT};
-use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap};
+use vm_memory::{GuestAddress, GuestMemory};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::signal::Signal;
 use super::status::{NEEDS_RESET, Status, Transition};
 use crate::device::{Activation, GuestRam, Interrupt, Profile, VirtioDevice};
 use crate::queue::Virtqueue;
+use crate::ram::Ram;
 use crate::worker::{Attachment, WorkerHandle};
 
 /// Bytes of guest-physical address space that one device occupies.
@@ -87,11 +88,7 @@ impl QueueSetup {
     }
 
     /// Builds the queue (§2.7): a power of two no larger than its maximum, aligned, wholly in RAM.
-    fn build(
-        &self,
-        memory: &GuestMemoryMmap,
-        event_idx: bool,
-    ) -> Result<Queue, virtio_queue::Error> {
+    fn build(&self, memory: &Ram, event_idx: bool) -> Result<Queue, virtio_queue::Error> {
         let mut queue = Queue::new(self.max_size)?;
         if !self.ready {
             return Ok(queue);

@@ -1,10 +1,11 @@
 //! Where the bytes of one descriptor chain are: checked once, then read and written in place.
 
 use virtio_queue::desc::split::Descriptor;
-use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, VolatileSlice};
+use vm_memory::{GuestAddress, GuestMemory, VolatileSlice};
 
 use super::packet::{HEADER_LEN, Header};
 use crate::queue::Chain;
+use crate::ram::Ram;
 
 /// More pieces than any driver has use for (Linux: 18 at most); keeps an indirect table from growing us.
 const MAX_PIECES: usize = 1024;
@@ -28,7 +29,7 @@ pub struct Buffers {
 impl Buffers {
     /// Takes the pieces of `chain`. False if the chain can't hold a packet: too short, in too
     /// many pieces, or outside of RAM.
-    pub fn load(&mut self, memory: &GuestMemoryMmap, chain: Chain, half: Half) -> bool {
+    pub fn load(&mut self, memory: &Ram, chain: Chain, half: Half) -> bool {
         self.pieces.clear();
         self.total = 0;
         for descriptor in chain {
@@ -45,7 +46,7 @@ impl Buffers {
         }
     }
 
-    fn push(&mut self, memory: &GuestMemoryMmap, descriptor: &Descriptor) -> bool {
+    fn push(&mut self, memory: &Ram, descriptor: &Descriptor) -> bool {
         let len = descriptor.len() as usize;
         let fits = self.pieces.len() < MAX_PIECES && memory.check_range(descriptor.addr(), len);
         if fits && len > 0 {
@@ -61,7 +62,7 @@ impl Buffers {
     }
 
     /// The packet's header, wherever its bytes are.
-    pub fn header(&self, memory: &GuestMemoryMmap) -> Header {
+    pub fn header(&self, memory: &Ram) -> Header {
         let mut raw = [0; HEADER_LEN];
         let mut rest = raw.as_mut_slice();
         for slice in self.slices(memory, 0, HEADER_LEN) {
@@ -73,7 +74,7 @@ impl Buffers {
     }
 
     /// Writes the packet's header.
-    pub fn set_header(&self, memory: &GuestMemoryMmap, header: &Header) {
+    pub fn set_header(&self, memory: &Ram, header: &Header) {
         let raw = header.encode();
         let mut rest = raw.as_slice();
         for slice in self.slices(memory, 0, HEADER_LEN) {
@@ -86,7 +87,7 @@ impl Buffers {
     /// The first `len` bytes of payload, piece by piece.
     pub fn payload<'a>(
         &'a self,
-        memory: &'a GuestMemoryMmap,
+        memory: &'a Ram,
         len: usize,
     ) -> impl Iterator<Item = VolatileSlice<'a>> {
         self.slices(memory, HEADER_LEN, len)
@@ -94,7 +95,7 @@ impl Buffers {
 
     fn slices<'a>(
         &'a self,
-        memory: &'a GuestMemoryMmap,
+        memory: &'a Ram,
         skip: usize,
         len: usize,
     ) -> impl Iterator<Item = VolatileSlice<'a>> {

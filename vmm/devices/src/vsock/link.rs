@@ -4,12 +4,12 @@
 use std::os::fd::RawFd;
 use std::time::Instant;
 
-use vm_memory::GuestMemoryMmap;
-
 use super::buffers::Buffers;
 use super::connection::Connection;
 use super::packet::{HEADER_LEN, Header};
 use super::stream::{Received, Stream};
+
+use crate::ram::Ram;
 
 /// What became of a link after something happened to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,7 +80,7 @@ impl Link {
     }
 
     /// Puts the next packet for the guest into `buffers`; returns its length, header included, in bytes.
-    pub fn fill(&mut self, memory: &GuestMemoryMmap, buffers: &Buffers) -> Option<u32> {
+    pub fn fill(&mut self, memory: &Ram, buffers: &Buffers) -> Option<u32> {
         loop {
             if !self.attached {
                 return None;
@@ -123,7 +123,7 @@ impl Link {
     }
 
     /// Takes the payload of a packet, which the connection's credit has admitted.
-    pub fn take_payload(&mut self, memory: &GuestMemoryMmap, buffers: &Buffers, len: u32) {
+    pub fn take_payload(&mut self, memory: &Ram, buffers: &Buffers, len: u32) {
         if self.host_gone {
             self.state.forward(len);
             return;

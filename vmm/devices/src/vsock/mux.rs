@@ -6,8 +6,6 @@ use std::os::fd::RawFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use vm_memory::GuestMemoryMmap;
-
 use super::buffers::Buffers;
 use super::connection::{Connection, Effect, Key};
 use super::link::{Link, Outlook};
@@ -16,6 +14,8 @@ use super::lobby::{Admitted, Lobby};
 use super::packet::{HEADER_LEN, HOST_CID, Header, TYPE_STREAM, op};
 use super::poller::{FIRST_ID, Poller, Ready};
 use super::stream::Stream;
+
+use crate::ram::Ram;
 
 /// The most connections at a time, handshakes included; each holds one file descriptor.
 pub const MAX_CONNECTIONS: usize = if cfg!(test) { 64 } else { 1024 };
@@ -91,7 +91,7 @@ impl Mux {
     }
 
     /// Puts the next packet into `buffers`; returns its length, or `None` if none was there after all.
-    pub fn fill(&mut self, memory: &GuestMemoryMmap, buffers: &Buffers) -> Option<u32> {
+    pub fn fill(&mut self, memory: &Ram, buffers: &Buffers) -> Option<u32> {
         if let Some(reply) = self.replies.pop_front() {
             buffers.set_header(memory, &reply);
             return Some(HEADER_LEN as u32);
@@ -118,7 +118,7 @@ impl Mux {
     }
 
     /// Takes the packet in `buffers` from the guest.
-    pub fn receive(&mut self, memory: &GuestMemoryMmap, buffers: &Buffers) {
+    pub fn receive(&mut self, memory: &Ram, buffers: &Buffers) {
         let header = buffers.header(memory);
         if header.src_cid != self.guest_cid {
             // Nobody is at that address to be told.
@@ -142,13 +142,7 @@ impl Mux {
         }
     }
 
-    fn receive_for(
-        &mut self,
-        id: u64,
-        header: &Header,
-        memory: &GuestMemoryMmap,
-        buffers: &Buffers,
-    ) {
+    fn receive_for(&mut self, id: u64, header: &Header, memory: &Ram, buffers: &Buffers) {
         let Some(link) = self.links.get_mut(&id) else {
             return;
         };

@@ -6,7 +6,8 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use kvm_ioctls::VcpuFd;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
+use vmbox_devices::ram::Ram;
 
 use super::fdt::{self, Tree};
 use super::image::{self, Granule, Image};
@@ -34,7 +35,7 @@ impl Boot {
     /// # Errors
     /// See [`BootError`].
     pub fn load(
-        memory: &GuestMemoryMmap,
+        memory: &Ram,
         ram: &RamMap,
         kernel: &Path,
         initrd: Option<&Path>,
@@ -59,7 +60,7 @@ impl Boot {
     /// See [`BootError`].
     pub fn describe(
         &self,
-        memory: &GuestMemoryMmap,
+        memory: &Ram,
         ram: &RamMap,
         machine: &Description<'_>,
     ) -> Result<(), BootError> {
@@ -143,11 +144,7 @@ impl Boot {
 }
 
 /// As near to the start of RAM as it says (flag 3 may allow more, but there is no reason to).
-fn load_kernel(
-    memory: &GuestMemoryMmap,
-    top: u64,
-    path: &Path,
-) -> Result<(Image, Region), BootError> {
+fn load_kernel(memory: &Ram, top: u64, path: &Path) -> Result<(Image, Region), BootError> {
     let not_a_kernel = |why: String| BootError::NotAKernel {
         path: path.into(),
         why,

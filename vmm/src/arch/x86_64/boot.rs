@@ -5,7 +5,8 @@ use std::io::{self, Seek, SeekFrom};
 use std::path::Path;
 
 use kvm_ioctls::VcpuFd;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
+use vmbox_devices::ram::Ram;
 
 use super::layout::{
     COMMAND_LINE, COMMAND_LINE_SIZE, HIGH_MEMORY, MEMORY_MAP, MODULE_LIST, MP_TABLE, START_INFO,
@@ -31,7 +32,7 @@ impl Boot {
     /// # Errors
     /// See [`BootError`].
     pub fn load(
-        memory: &GuestMemoryMmap,
+        memory: &Ram,
         ram: &RamMap,
         kernel: &Path,
         initrd: Option<&Path>,
@@ -50,7 +51,7 @@ impl Boot {
     /// See [`BootError`].
     pub fn describe(
         &self,
-        memory: &GuestMemoryMmap,
+        memory: &Ram,
         ram: &RamMap,
         machine: &Description<'_>,
     ) -> Result<(), BootError> {
@@ -75,11 +76,7 @@ impl Boot {
 }
 
 /// Puts the kernel's segments in their places; returns its entry and the end of the memory that it takes.
-fn load_kernel(
-    memory: &GuestMemoryMmap,
-    ram: &RamMap,
-    path: &Path,
-) -> Result<(u64, u64), BootError> {
+fn load_kernel(memory: &Ram, ram: &RamMap, path: &Path) -> Result<(u64, u64), BootError> {
     let not_a_kernel = |why: String| BootError::NotAKernel {
         path: path.into(),
         why,
@@ -111,7 +108,7 @@ fn load_kernel(
 }
 
 /// What lies behind the segment's bytes is zero, as all RAM is.
-fn place(memory: &GuestMemoryMmap, mut file: &File, segment: &Segment) -> io::Result<()> {
+fn place(memory: &Ram, mut file: &File, segment: &Segment) -> io::Result<()> {
     let length = usize::try_from(segment.length).map_err(io::Error::other)?;
     file.seek(SeekFrom::Start(segment.offset))?;
     memory
@@ -132,7 +129,7 @@ fn check_header(start: &[u8]) -> Result<(), String> {
 }
 
 fn write_tables(
-    memory: &GuestMemoryMmap,
+    memory: &Ram,
     ram: &RamMap,
     initrd: Option<Region>,
     command_line: &str,
