@@ -4,6 +4,7 @@ mod ends;
 mod files;
 mod network;
 mod processes;
+mod resources;
 mod storm;
 
 use std::fs;
