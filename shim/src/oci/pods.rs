@@ -32,11 +32,9 @@ use crate::{
         size::{self, Host, Shape},
     },
     user::timing::Timing,
-    vm::{Assets, Lifeline, Monitor, Overrides},
+    vm::{self, Assets, Lifeline, Monitor, Overrides},
 };
 
-/// A guest that has not reported by then hangs. Generous: emulated and overcommitted hosts boot slowly.
-const BOOT: Duration = Duration::from_secs(120);
 /// When the guest is gone, the monitor's explanation is waited for this long.
 const EXPLANATION: Duration = Duration::from_millis(1500);
 
@@ -311,7 +309,7 @@ async fn boot(dir: &PodDir, monitor: &Monitor, hostname: &str) -> Result<Agent, 
     let client = tokio::select! {
         client = greeter.accept() => client?,
         end = monitor.ended() => return Err(PodError::Ended(end).into()),
-        () = tokio::time::sleep(BOOT) => return Err(PodError::NoAgent.into()),
+        () = vm::boot_is_overdue(monitor.pid()) => return Err(PodError::NoAgent.into()),
     };
     // Nobody dials it again.
     let _ = fs::remove_file(listener);

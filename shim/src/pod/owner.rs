@@ -16,11 +16,9 @@ use crate::{
         signals::{Signals, Wish},
         timing::Timing,
     },
-    vm::{End, LaunchError, Monitor},
+    vm::{self, End, LaunchError, Monitor},
 };
 
-/// A guest that has not reported by then hangs. Generous: emulated and overcommitted hosts boot slowly.
-const BOOT: Duration = Duration::from_secs(120);
 /// A guest that was asked to end, writes what is dirty to disks and volumes. One that has written nothing for so long is
 /// killed. Generous: the disk below may be slow, or a network's.
 const STALLED: Duration = Duration::from_secs(120);
@@ -42,7 +40,7 @@ pub enum PodError {
     #[error("{}", describe(.0))]
     Ended(End),
     /// The guest runs, but no agent reported.
-    #[error("the guest's agent did not report within {} s", BOOT.as_secs())]
+    #[error("the guest's agent did not report within {} s", vm::BOOT.as_secs())]
     NoAgent,
     /// What reported is not our agent.
     #[error("the guest's agent")]
@@ -133,7 +131,7 @@ impl Pod {
             client = greeter.accept() => self.explained(client).await?,
             end = self.monitor.ended() => return Err(PodError::Ended(end)),
             signal = first_fatal(signals) => return Err(ContainerError::Interrupted(signal).into()),
-            () = tokio::time::sleep(BOOT) => return Err(PodError::NoAgent),
+            () = vm::boot_is_overdue(self.monitor.pid()) => return Err(PodError::NoAgent),
         };
         timing.mark("agent ready");
         let agent = Agent::new(client);

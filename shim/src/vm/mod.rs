@@ -3,7 +3,9 @@
 mod assets;
 pub mod control;
 mod monitor;
+mod patience;
 
 pub use assets::{AssetError, Assets, Overrides};
 pub use control::ControlError;
 pub use monitor::{End, LaunchError, Lifeline, Monitor, hold_lifeline};
+pub use patience::{BOOT, boot_is_overdue};
