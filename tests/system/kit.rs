@@ -309,6 +309,14 @@ impl Drop for Running {
     }
 }
 
+/// What a process has in memory, in MiB (`VmRSS` of proc_pid_status(5)).
+pub fn resident_mib(pid: i32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS"));
+    let kib = line.unwrap().split_whitespace().nth(1).unwrap();
+    kib.parse::<u64>().unwrap() >> 10
+}
+
 /// Whether `holds` became true before the deadline.
 pub fn eventually(deadline: Duration, mut holds: impl FnMut() -> bool) -> bool {
     let end = Instant::now() + deadline;

@@ -136,19 +136,7 @@ fn freed_memory_returns_to_the_host() {
         script,
     ]));
     let monitor = crate::kit::monitors(&corner)[0];
-    let rss_mib = || {
-        let status = std::fs::read_to_string(format!("/proc/{monitor}/status")).unwrap();
-        let kib: u64 = status
-            .lines()
-            .find(|l| l.starts_with("VmRSS"))
-            .unwrap()
-            .split_whitespace()
-            .nth(1)
-            .unwrap()
-            .parse()
-            .unwrap();
-        kib >> 10
-    };
+    let rss_mib = || crate::kit::resident_mib(monitor);
     assert!(
         eventually(Duration::from_secs(60), || rss_mib() < 150),
         "the monitor still holds {} MiB",

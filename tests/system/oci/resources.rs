@@ -8,7 +8,7 @@ use nix::sys::wait::waitpid;
 use serde_json::json;
 
 use super::Engine;
-use crate::kit::{eventually, monitors};
+use crate::kit::{eventually, monitors, resident_mib};
 
 /// Fills so many MiB. In one C loop: see `limits.rs`.
 fn fill(mib: u32) -> String {
@@ -19,19 +19,9 @@ fn exec(engine: &Engine, id: &str, script: &str) -> crate::kit::Done {
     engine.verb(&["exec", id, "sh", "-c", script])
 }
 
-/// Of the container's monitor, in MiB.
-fn resident_mib(engine: &Engine) -> u64 {
-    let monitor = monitors(&engine.corner)[0];
-    let status = fs::read_to_string(format!("/proc/{monitor}/status")).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS"));
-    let kib: u64 = line
-        .unwrap()
-        .split_whitespace()
-        .nth(1)
-        .unwrap()
-        .parse()
-        .unwrap();
-    kib >> 10
+/// Of the container's monitor.
+fn monitor_mib(engine: &Engine) -> u64 {
+    resident_mib(monitors(&engine.corner)[0])
 }
 
 /// What a thread that was merely made or stopped may have: the kernel counts by samples.
@@ -91,11 +81,11 @@ fn memory_grows_and_shrinks_with_its_limit_and_the_host_has_it_back() {
         .exits(0);
     exec(&engine, "grow", &fill(270)).exits(0);
     engine.verb(&["update", "--memory", "48M", "grow"]).exits(0);
-    let is_back = || resident_mib(&engine) < 130;
+    let is_back = || monitor_mib(&engine) < 130;
     assert!(
         eventually(Duration::from_secs(60), is_back),
         "the monitor still holds {} MiB",
-        resident_mib(&engine)
+        monitor_mib(&engine)
     );
     exec(&engine, "grow", &fill(100)).exits(137);
     kill(pid, Signal::SIGKILL).unwrap();
