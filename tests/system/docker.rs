@@ -1,7 +1,6 @@
 //! Docker as Debian has it, with `vmbox` as its runtime.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Command, Stdio};
 
 use nix::sys::signal::{Signal, kill};
@@ -9,8 +8,8 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::busybox;
-use crate::engines::run_words;
-use crate::kit::{Corner, Done, PATIENCE, eventually, product};
+use crate::engines::{run_words, write_runtime};
+use crate::kit::{Corner, Done, PATIENCE, eventually};
 
 mod life;
 mod network;
@@ -36,14 +35,7 @@ impl Docker {
         let corner = Corner::new(name);
         // The parent of all containers' cgroups, which stays.
         fs::create_dir_all("/sys/fs/cgroup/docker").unwrap();
-        let runtime = corner.path("vmbox");
-        let script = format!(
-            "#!/bin/sh\nVMBOX_RUN={} exec {}/vmbox \"$@\"\n",
-            corner.run_dir().display(),
-            product().display()
-        );
-        fs::write(&runtime, script).unwrap();
-        fs::set_permissions(&runtime, fs::Permissions::from_mode(0o755)).unwrap();
+        let runtime = write_runtime(&corner);
         let mut settings = json!({
             "runtimes": {"vmbox": {"path": runtime}}, "default-runtime": "vmbox", "storage-driver": "overlay2", "data-root": corner.path("data"),
             "exec-root": corner.path("exec"), "pidfile": corner.path("pid"),

@@ -1,8 +1,23 @@
-//! What Podman's and Docker's tests have in common: both are told in the same words.
+//! What the engines' tests have in common; Podman and Docker are told in the same words.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 
-use crate::kit::{Corner, Done, PATIENCE, eventually, get};
+use crate::kit::{Corner, Done, PATIENCE, eventually, get, product};
+
+/// Writes the program that an engine is given as its runtime: engines call it in an environment of their own.
+pub fn write_runtime(corner: &Corner) -> PathBuf {
+    let runtime = corner.path("vmbox");
+    let script = format!(
+        "#!/bin/sh\nVMBOX_RUN={} exec {}/vmbox \"$@\"\n",
+        corner.run_dir().display(),
+        product().display()
+    );
+    fs::write(&runtime, script).unwrap();
+    fs::set_permissions(&runtime, fs::Permissions::from_mode(0o755)).unwrap();
+    runtime
+}
 
 /// `run --network none OPTIONS… IMAGE sh -c SCRIPT`.
 pub fn run_words<'a>(options: &[&'a str], image: &'a str, script: &'a str) -> Vec<&'a str> {

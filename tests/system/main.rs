@@ -6,6 +6,7 @@
 mod bad_input;
 mod bundle;
 mod busybox;
+mod containerd;
 mod docker;
 mod engines;
 mod faults;

@@ -8,8 +8,8 @@ use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
 use crate::busybox;
-use crate::engines::run_words;
-use crate::kit::{Corner, Done, product};
+use crate::engines::{run_words, write_runtime};
+use crate::kit::{Corner, Done};
 
 mod life;
 mod network;
@@ -53,15 +53,7 @@ struct Engine {
 impl Engine {
     fn new(name: &'static str) -> Self {
         let corner = Corner::new(name);
-        // conmon, which calls the runtime, has an environment of its own.
-        let runtime = corner.path("vmbox");
-        let script = format!(
-            "#!/bin/sh\nVMBOX_RUN={} exec {}/vmbox \"$@\"\n",
-            corner.run_dir().display(),
-            product().display()
-        );
-        fs::write(&runtime, script).unwrap();
-        fs::set_permissions(&runtime, fs::Permissions::from_mode(0o755)).unwrap();
+        let runtime = write_runtime(&corner);
         storage();
         Self { corner, runtime }
     }
