@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -123,15 +123,7 @@ pub fn find(process: &Process) -> Result<PathBuf, Failure> {
 
 fn executable(path: &Path) -> Result<(), Errno> {
     let c_path = CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno::EINVAL)?;
-    // SAFETY: a NUL-terminated path that lives across the call.
-    Errno::result(unsafe {
-        libc::faccessat(
-            libc::AT_FDCWD,
-            c_path.as_ptr(),
-            libc::X_OK,
-            libc::AT_EACCESS,
-        )
-    })?;
+    may_execute(&c_path)?;
     if path.is_dir() {
         Err(Errno::EACCES)
     } else {
@@ -139,7 +131,32 @@ fn executable(path: &Path) -> Result<(), Errno> {
     }
 }
 
-fn runc_words(errno: Errno) -> String {
+/// Asks the kernel, perhaps under the container's seccomp filter: libcontainer loads that before it lets us look for the program. Many
+/// profiles are older than faccessat2(2), and answer it as they answer what they don't know. The older call asks for the real user,
+/// which is the effective one here.
+fn may_execute(path: &CStr) -> Result<(), Errno> {
+    let (here, execute) = (libc::AT_FDCWD, libc::X_OK);
+    // SAFETY: a NUL-terminated path that lives across the call.
+    let result = unsafe { libc::faccessat(here, path.as_ptr(), execute, libc::AT_EACCESS) };
+    match Errno::result(result) {
+        Ok(_) => Ok(()),
+        Err(errno) if is_a_file_systems(errno) => Err(errno),
+        // SAFETY: as above. Not libc's function, which would make the newer call again.
+        Err(_) => Errno::result(unsafe {
+            libc::syscall(libc::SYS_faccessat, here, path.as_ptr(), execute)
+        })
+        .map(drop),
+    }
+}
+
+/// Whether it is what a path and its permissions can answer to access(2), rather than a filter.
+fn is_a_file_systems(errno: Errno) -> bool {
+    use Errno::{EACCES, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR};
+    matches!(errno, EACCES | ELOOP | ENAMETOOLONG | ENOENT | ENOTDIR)
+}
+
+/// The kernel's words as Go's programs write them.
+pub(super) fn runc_words(errno: Errno) -> String {
     errno.desc().to_lowercase()
 }
 
@@ -276,6 +293,40 @@ mod tests {
             let failure = find(&process(&[name], &[])).unwrap_err();
             assert_eq!(failure.kind, FailureKind::PermissionDenied, "{name}");
         }
+    }
+
+    #[test]
+    fn program_is_found_under_a_filter_that_is_older_than_faccessat2() {
+        use libcontainer::{oci_spec::runtime::LinuxSeccomp, seccomp::initialize_seccomp};
+        let profile = |errno: u32| -> LinuxSeccomp {
+            let call = serde_json::json!({
+                "names": ["faccessat2"], "action": "SCMP_ACT_ERRNO", "errnoRet": errno,
+            });
+            let profile =
+                serde_json::json!({ "defaultAction": "SCMP_ACT_ALLOW", "syscalls": [call] });
+            serde_json::from_value(profile).unwrap()
+        };
+        for errno in [libc::EPERM, libc::ENOSYS, libc::ENXIO] {
+            let profile = profile(errno.cast_unsigned());
+            // A filter is for the rest of a thread's life.
+            let found = std::thread::spawn(move || {
+                gain_no_privileges();
+                // qemu-user, under which these tests run for another architecture, has no filters.
+                initialize_seccomp(&profile).ok()?;
+                let missing = find(&process(&["/no/such"], &[])).unwrap_err();
+                Some((find(&process(&["/bin/sh"], &[])).is_ok(), missing.kind))
+            });
+            let expected = (true, FailureKind::NotFound);
+            let found = found.join().unwrap();
+            assert_eq!(found.unwrap_or(expected), expected, "{errno}");
+        }
+    }
+
+    /// Who gains none may filter its own calls.
+    fn gain_no_privileges() {
+        // SAFETY: prctl(PR_SET_NO_NEW_PRIVS) takes integers.
+        let result = unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
+        assert_eq!(result, 0);
     }
 
     #[test]
