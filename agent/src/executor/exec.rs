@@ -205,6 +205,10 @@ impl Child<'_> {
         self.restrict()?;
         let program = workload::find(self.process)?;
         let environment = workload::environment(self.process);
+        if self.gains_no_privileges() {
+            // As late as can be: the filter is for the program, and need not know our calls.
+            self.filter()?;
+        }
         Err(workload::execute(self.process, &program, &environment))
     }
 
@@ -241,7 +245,12 @@ impl Child<'_> {
         keep_capabilities(false)
     }
 
-    /// Capabilities, no_new_privs and seccomp, in the order in which each is still allowed (config-linux.md#seccomp).
+    fn gains_no_privileges(&self) -> bool {
+        self.process.no_new_privileges() == Some(true)
+    }
+
+    /// Capabilities, no_new_privs and, if only a privileged process may load it, the filter, in the order in which each is still
+    /// allowed (config-linux.md#seccomp).
     fn restrict(&self) -> Result<(), Failure> {
         // SAFETY: close_range only marks; the numbers above 2 are ours.
         unsafe {
@@ -252,23 +261,18 @@ impl Child<'_> {
                 libc::CLOSE_RANGE_CLOEXEC,
             )
         };
-        let no_new_privileges = self.process.no_new_privileges() == Some(true);
-        if no_new_privileges {
+        if self.gains_no_privileges() {
             // SAFETY: prctl(PR_SET_NO_NEW_PRIVS) takes integers.
             Errno::result(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) })
                 .map_err(|e| Failure::of("set no_new_privs", e))?;
         }
         capabilities::reset_effective(self.syscall).map_err(|e| Failure::of("capabilities", e))?;
-        if !no_new_privileges {
+        if !self.gains_no_privileges() {
             self.filter()?;
         }
         let wanted = named_capabilities(self.process.capabilities().as_ref());
         capabilities::drop_privileges(&wanted, self.syscall)
-            .map_err(|e| Failure::of("capabilities", e))?;
-        if no_new_privileges {
-            self.filter()?;
-        }
-        Ok(())
+            .map_err(|e| Failure::of("capabilities", e))
     }
 
     fn filter(&self) -> Result<(), Failure> {
