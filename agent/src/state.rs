@@ -9,11 +9,13 @@
 //!                          is left   │      Paused ───────┤
 //!                                    └────────────────────┘ init killed before start
 //! ```
+//! Stopped is for ever.
 //! States are those of OCI runtime-spec runtime.md#state, and `paused`.
 
 use std::path::PathBuf;
 
 use nix::errno::Errno;
+use tokio::sync::watch;
 
 use crate::cgroup::LimitError;
 use crate::executor::Failure;
@@ -45,7 +47,8 @@ impl State {
     pub fn allows(self, action: Action) -> bool {
         match action {
             Action::Start => self == Self::Created,
-            Action::Exec | Action::Pause => self == Self::Running,
+            Action::Exec => matches!(self, Self::Created | Self::Running),
+            Action::Pause => self == Self::Running,
             Action::Resume => self == Self::Paused,
             Action::Kill | Action::Update => {
                 matches!(self, Self::Created | Self::Running | Self::Paused)
@@ -53,6 +56,40 @@ impl State {
             Action::Delete => self == Self::Stopped,
             Action::DeleteByForce => self != Self::Creating,
         }
+    }
+}
+
+/// The state of one container, which others wait for.
+#[derive(Debug)]
+pub struct Life(watch::Sender<State>);
+
+impl Life {
+    /// That of a container which has just been created.
+    pub fn of_created() -> Self {
+        Self(watch::Sender::new(State::Created))
+    }
+
+    /// Where it is now.
+    pub fn state(&self) -> State {
+        *self.0.borrow()
+    }
+
+    /// Goes on to a state, unless it has stopped meanwhile.
+    pub fn go_to(&self, next: State) {
+        self.0.send_if_modified(|state| {
+            let changes = *state != State::Stopped && *state != next;
+            if changes {
+                *state = next;
+            }
+            changes
+        });
+    }
+
+    /// Waits while it is paused.
+    pub async fn not_paused(&self) {
+        let mut states = self.0.subscribe();
+        // The sender is ours, and lives as long as this borrow.
+        let _ = states.wait_for(|state| *state != State::Paused).await;
     }
 }
 
@@ -150,10 +187,33 @@ mod tests {
             .collect()
         };
         assert_eq!(allowed(Creating), []);
-        assert_eq!(allowed(Created), [Start, Kill, Update, DeleteByForce]);
+        assert_eq!(allowed(Created), [Start, Exec, Kill, Update, DeleteByForce]);
         assert_eq!(allowed(Running), [Exec, Pause, Kill, Update, DeleteByForce]);
         assert_eq!(allowed(Paused), [Resume, Kill, Update, DeleteByForce]);
         assert_eq!(allowed(Stopped), [Delete, DeleteByForce]);
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_a_paused_container_learns_that_it_goes_on() {
+        let life = std::sync::Arc::new(Life::of_created());
+        life.not_paused().await;
+        life.go_to(Paused);
+        let waits = tokio::spawn({
+            let life = life.clone();
+            async move { life.not_paused().await }
+        });
+        tokio::task::yield_now().await;
+        assert!(!waits.is_finished());
+        life.go_to(Running);
+        waits.await.unwrap();
+    }
+
+    #[test]
+    fn stopped_is_for_ever() {
+        let life = Life::of_created();
+        life.go_to(Stopped);
+        life.go_to(Running);
+        assert_eq!(life.state(), Stopped);
     }
 
     #[test]

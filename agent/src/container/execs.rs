@@ -5,26 +5,27 @@ use std::sync::Arc;
 
 use libcontainer::oci_spec::runtime::{Process as ProcessSpec, Spec};
 
-use super::{Action, Connection, Container, ContainerError, blocking, lock, size_terminal};
+use super::{Action, Connection, Container, ContainerError, State, blocking, lock, size_terminal};
 use crate::executor::{self, Request};
 use crate::process::Process;
 use crate::spec;
 use crate::stdio::Streams;
 
 impl Container {
-    /// Starts another process, in the cgroup `place` below the container's own if it is named.
+    /// Starts another process, in the cgroup `place` below the container's own if it is named; in a paused container when that has been
+    /// resumed, if the caller `waits`.
     ///
     /// # Errors
-    /// Not running, the name is taken, or the program can't be executed.
+    /// Neither created nor running, the name is taken, or the program can't be executed.
     pub async fn exec(
         self: &Arc<Self>,
         name: &str,
         json: &[u8],
         connection: Connection,
         place: Option<String>,
+        waits: bool,
     ) -> Result<u32, ContainerError> {
-        let _turn = self.turn.lock().await;
-        self.check(Action::Exec)?;
+        let _turn = self.turn_to_exec(waits).await?;
         let process = spec::prepare_process(json, connection.terminal)?;
         if name.is_empty() || lock(&self.execs).contains_key(name) {
             return Err(ContainerError::ProcessExists {
@@ -38,6 +39,22 @@ impl Container {
             lock(&self.execs).remove(name);
         }
         made
+    }
+
+    /// Nobody who waits for a resume holds the turn that it needs.
+    async fn turn_to_exec(
+        &self,
+        waits: bool,
+    ) -> Result<tokio::sync::MutexGuard<'_, ()>, ContainerError> {
+        loop {
+            let turn = self.turn.lock().await;
+            if !waits || self.state() != State::Paused {
+                self.check(Action::Exec)?;
+                return Ok(turn);
+            }
+            drop(turn);
+            self.life.not_paused().await;
+        }
     }
 
     async fn exec_named(

@@ -13,6 +13,7 @@ use crate::host::Dialer;
 use crate::process::Process;
 use crate::reaper::Reaper;
 use crate::spec::{self, ContainerId, Prepared};
+use crate::state::Life;
 pub use crate::state::{Action, ContainerError, State};
 use crate::stdio::{Ports, Streams};
 use crate::traces::remove_traces;
@@ -47,7 +48,7 @@ pub struct Container {
     cgroup: Cgroup,
     /// The device rules in force.
     devices: Mutex<Program>,
-    state: Mutex<State>,
+    life: Life,
     launch: Mutex<Option<Launch>>,
     init: Arc<Process>,
     execs: Mutex<HashMap<String, Option<Arc<Process>>>>,
@@ -157,7 +158,7 @@ impl Container {
             bundle: bundle.into(),
             cgroup: cgroup.clone(),
             devices: Mutex::new(devices),
-            state: Mutex::new(State::Created),
+            life: Life::of_created(),
             launch: Mutex::new(Some(made.launch)),
             init,
             execs: Mutex::default(),
@@ -166,7 +167,7 @@ impl Container {
         let followed = container.clone();
         tokio::spawn(async move {
             let on_exit = || {
-                *lock(&followed.state) = State::Stopped;
+                followed.life.go_to(State::Stopped);
                 // What shares no PID namespace with init outlives it otherwise, and holds its streams.
                 followed.cgroup.kill();
                 followed.cgroup.oom_kills() > 0
@@ -183,7 +184,7 @@ impl Container {
 
     /// Where it is in its life.
     pub fn state(&self) -> State {
-        *lock(&self.state)
+        self.life.state()
     }
 
     /// Its cgroup.
@@ -223,11 +224,7 @@ impl Container {
             launch.map_or(Ok(()), Launch::wait)
         })
         .await?;
-        let mut state = lock(&self.state);
-        // It may have run to its end already.
-        if *state == State::Created {
-            *state = State::Running;
-        }
+        self.life.go_to(State::Running);
         Ok(())
     }
 
@@ -316,10 +313,7 @@ impl Container {
         crate::cgroup::wait_for_event(&self.cgroup, settled)
             .await
             .map_err(ContainerError::io("cgroup.events"))?;
-        let mut state = lock(&self.state);
-        if *state != State::Stopped {
-            *state = then;
-        }
+        self.life.go_to(then);
         Ok(())
     }
 

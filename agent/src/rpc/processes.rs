@@ -20,8 +20,9 @@ impl vmbox_protocol::agent_ttrpc::Processes for ProcessesService {
         let container = self.0.container(&request.id).map_err(status)?;
         let connection = connection(request.stdio.as_ref());
         let place = Some(request.cgroup).filter(|place| !place.is_empty());
+        let (process, waits) = (&request.process, request.wait_for_resume);
         let pid = container
-            .exec(&request.process, &request.spec, connection, place)
+            .exec(process, &request.spec, connection, place, waits)
             .await
             .map_err(status)?;
         Ok(ExecResponse {

@@ -28,7 +28,8 @@ impl Agent {
     }
 
     /// Starts another process, named `process` among those of the container; its process id in the guest. `cgroup` is a
-    /// path from the container's own, or empty for that.
+    /// path from the container's own, or empty for that. In a paused container it `waits` for the resume, however long, or is
+    /// refused.
     ///
     /// # Errors
     /// The agent refused, or is gone.
@@ -39,6 +40,7 @@ impl Agent {
         spec: Vec<u8>,
         stdio: Stdio,
         cgroup: &str,
+        waits: bool,
     ) -> Result<u32, AgentError> {
         let request = ExecRequest {
             id: id.to_string(),
@@ -46,12 +48,14 @@ impl Agent {
             spec,
             stdio: Some(stdio).into(),
             cgroup: cgroup.to_owned(),
+            wait_for_resume: waits,
             ..Default::default()
         };
-        let answer = self
-            .processes
-            .exec(context::with_duration(CALL), &request)
-            .await?;
+        let context = match waits {
+            true => context::with_timeout(0),
+            false => context::with_duration(CALL),
+        };
+        let answer = self.processes.exec(context, &request).await?;
         Ok(answer.pid)
     }
 

@@ -121,8 +121,9 @@ fn start(
     let name = ContainerId::random();
     let stdio = seat.stdio.clone();
     let cgroup = args.cgroup.first().map_or("", String::as_str);
+    let (name, waits) = (name.as_str(), args.ignore_paused);
     let made = ask(record, "execute", async |agent| {
-        agent.exec(id, name.as_str(), spec, stdio, cgroup).await
+        agent.exec(id, name, spec, stdio, cgroup, waits).await
     });
     made.map_err(|error| match error {
         OciError::Agent(step, error) => {
