@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
+use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
@@ -249,6 +250,34 @@ async fn read(from: &AsyncFd<OwnedFd>, block: &mut [u8]) -> io::Result<usize> {
     }
 }
 
+/// How a new terminal is to be before anybody uses it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TerminalMode {
+    /// Columns and rows; None for none.
+    pub size: Option<(u32, u32)>,
+    /// Output stays as it is written: no carriage return comes before a newline.
+    pub plain_newlines: bool,
+}
+
+impl TerminalMode {
+    /// Sets it, on either side of the terminal.
+    ///
+    /// # Errors
+    /// It is no terminal.
+    pub fn apply(&self, terminal: &OwnedFd) -> io::Result<()> {
+        use nix::sys::termios::{OutputFlags, SetArg, tcgetattr, tcsetattr};
+        if let Some((columns, rows)) = self.size {
+            resize(terminal, columns, rows)?;
+        }
+        if self.plain_newlines {
+            let mut settings = tcgetattr(terminal)?;
+            settings.output_flags.remove(OutputFlags::ONLCR);
+            tcsetattr(terminal, SetArg::TCSANOW, &settings)?;
+        }
+        Ok(())
+    }
+}
+
 /// Sets a terminal's size in characters (TIOCSWINSZ); its foreground processes get SIGWINCH.
 ///
 /// # Errors
@@ -308,6 +337,41 @@ mod tests {
         writer.join().unwrap();
         pump.await.unwrap();
         assert!(received == bytes);
+    }
+
+    #[test]
+    fn a_terminal_has_its_size_and_newlines_before_it_is_used() {
+        let written = |plain_newlines, by_master| {
+            let pty = nix::pty::openpty(None, None).unwrap();
+            let mode = TerminalMode {
+                size: Some((110, 10)),
+                plain_newlines,
+            };
+            let side = if by_master { &pty.master } else { &pty.slave };
+            mode.apply(side).unwrap();
+            nix::unistd::write(&pty.slave, b"a\nb").unwrap();
+            let mut block = [0; 8];
+            let count = nix::unistd::read(&pty.master, &mut block).unwrap();
+            (size(&pty.slave), block[..count].to_vec())
+        };
+        for by_master in [false, true] {
+            assert_eq!(written(true, by_master), ((110, 10), b"a\nb".to_vec()));
+            assert_eq!(written(false, by_master), ((110, 10), b"a\r\nb".to_vec()));
+        }
+    }
+
+    fn size(terminal: &OwnedFd) -> (u16, u16) {
+        let mut size = libc::winsize {
+            ws_row: 0,
+            ws_col: 0,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        // SAFETY: TIOCGWINSZ fills one winsize, which lives across the call.
+        let result =
+            unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCGWINSZ as _, &raw mut size) };
+        assert_eq!(result, 0);
+        (size.ws_col, size.ws_row)
     }
 
     #[tokio::test]

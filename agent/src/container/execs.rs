@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use libcontainer::oci_spec::runtime::{Process as ProcessSpec, Spec};
 
-use super::{Action, Connection, Container, ContainerError, State, blocking, lock, size_terminal};
+use super::{Action, Connection, Container, ContainerError, State, blocking, lock};
 use crate::executor::{self, Request};
 use crate::process::Process;
 use crate::spec;
@@ -86,7 +86,7 @@ impl Container {
             process: file.display().to_string(),
             cgroup: self.cgroup.path().display().to_string(),
             place,
-            terminal: connection.terminal,
+            terminal: connection.terminal_mode(spec::console(process)),
             owner_uid: process.user().uid(),
         };
         let kills_before = self.cgroup.oom_kills();
@@ -100,9 +100,7 @@ impl Container {
         })
         .await?;
         let exit = start.expect(pid);
-        let console = spec::console(process);
         let process = Arc::new(Process::new(pid, terminal));
-        size_terminal(&process, connection, console);
         lock(&self.execs).insert(name.into(), Some(process.clone()));
         let container = self.clone();
         let name = name.to_owned();

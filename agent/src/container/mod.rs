@@ -15,7 +15,7 @@ use crate::reaper::Reaper;
 use crate::spec::{self, ContainerId, Prepared};
 use crate::state::Life;
 pub use crate::state::{Action, ContainerError, State};
-use crate::stdio::{Ports, Streams};
+use crate::stdio::{Ports, Streams, TerminalMode};
 use crate::traces::remove_traces;
 
 mod execs;
@@ -37,6 +37,19 @@ pub struct Connection {
     pub ports: Ports,
     pub columns: u32,
     pub rows: u32,
+    pub plain_newlines: bool,
+}
+
+impl Connection {
+    /// How a terminal is to be, if there is to be one: as the host says, or else as the spec does.
+    fn terminal_mode(&self, spec: Option<(u32, u32)>) -> Option<TerminalMode> {
+        let asked =
+            Some((self.columns, self.rows)).filter(|&(columns, rows)| columns > 0 && rows > 0);
+        self.terminal.then_some(TerminalMode {
+            size: asked.or(spec),
+            plain_newlines: self.plain_newlines,
+        })
+    }
 }
 
 /// A container that was created.
@@ -142,7 +155,11 @@ impl Container {
             .map_err(|e| with_cwd(e, &prepared.spec))?;
         cgroup.limit_pids(prepared.resources.as_ref())?;
         let exit = start.expect(made.pid);
-        if made.terminal.is_some() {
+        if let Some(terminal) = &made.terminal {
+            if let Some(mode) = connection.terminal_mode(prepared.console) {
+                mode.apply(terminal)
+                    .map_err(ContainerError::io("set the terminal up"))?;
+            }
             // libcontainer leaves the terminal to root; a user who can't open it again has no working /dev/stderr.
             let _ = nix::unistd::chown(
                 format!("/proc/{}/fd/0", made.pid).as_str(),
@@ -151,7 +168,6 @@ impl Container {
             );
         }
         let init = Arc::new(Process::new(made.pid, made.terminal));
-        size_terminal(&init, connection, prepared.console);
         let container = Arc::new(Self {
             id: id.clone(),
             tools: tools.clone(),
@@ -377,15 +393,6 @@ pub fn signal_process(process: &Process, signal: u32) -> Result<(), ContainerErr
     process
         .signal(signal)
         .map_err(|source| ContainerError::Signal { signal, source })
-}
-
-/// As the host says, or else the spec.
-fn size_terminal(process: &Process, connection: Connection, spec: Option<(u32, u32)>) {
-    let asked = (connection.columns, connection.rows);
-    let named = (asked.0 > 0 && asked.1 > 0).then_some(asked);
-    if let Some((columns, rows)) = named.or(spec).filter(|_| connection.terminal) {
-        let _ = process.resize(columns, rows);
-    }
 }
 
 /// libcontainer's init waits on this socket. By its short name, as a socket's path has room for 107 characters only.

@@ -18,6 +18,7 @@ use nix::unistd::{Gid, Uid};
 use super::channel::{Channel, send_on};
 use super::{Failure, Report, Request, scheduling, workload};
 use crate::spec::named_capabilities;
+use crate::stdio::TerminalMode;
 
 /// Names in /proc/PID/ns and what setns(2) calls them.
 const NAMESPACES: &[(&str, libc::c_int)] = &[
@@ -85,7 +86,7 @@ pub fn exec(channel: &Channel, request: &Request, stdio: Vec<OwnedFd>) -> Result
                 syscall: syscall.as_ref(),
                 report: channel.raw(),
             };
-            let failure = match child.become_process(stdio, *terminal, *owner_uid) {
+            let failure = match child.become_process(stdio, terminal.as_ref(), *owner_uid) {
                 Err(failure) => failure,
                 Ok(never) => match never {},
             };
@@ -177,14 +178,13 @@ impl Child<'_> {
     fn become_process(
         &self,
         stdio: Vec<OwnedFd>,
-        terminal: bool,
+        terminal: Option<&TerminalMode>,
         owner_uid: u32,
     ) -> Result<Never, Failure> {
         nix::unistd::setsid().map_err(|e| Failure::of("setsid", e))?;
-        if terminal {
-            self.open_terminal(owner_uid)?;
-        } else {
-            connect_stdio(&stdio)?;
+        match terminal {
+            Some(mode) => self.open_terminal(mode, owner_uid)?,
+            None => connect_stdio(&stdio)?,
         }
         drop(stdio);
         let user = self.process.user();
@@ -212,8 +212,10 @@ impl Child<'_> {
         Err(workload::execute(self.process, &program, &environment))
     }
 
-    fn open_terminal(&self, owner_uid: u32) -> Result<(), Failure> {
+    fn open_terminal(&self, mode: &TerminalMode, owner_uid: u32) -> Result<(), Failure> {
         let pty = nix::pty::openpty(None, None).map_err(|e| Failure::of("terminal", e))?;
+        mode.apply(&pty.slave)
+            .map_err(|e| Failure::of("terminal", e))?;
         let _ = nix::unistd::fchown(&pty.slave, Some(Uid::from_raw(owner_uid)), None);
         send_on(self.report, &Report::Terminal, &[pty.master.as_fd()])
             .map_err(|e| Failure::of("terminal", e))?;

@@ -28,6 +28,8 @@ use serde::{Deserialize, Serialize};
 
 use channel::Channel;
 
+use crate::stdio::TerminalMode;
+
 /// argv[1] of an executor.
 pub const ARGUMENT: &str = "executor";
 /// libcontainer's state, a directory per container.
@@ -50,7 +52,8 @@ pub enum Request {
         cgroup: String,
         /// Below `cgroup`, `/` being that one; else where its init is will do.
         place: Option<String>,
-        terminal: bool,
+        /// None for three streams.
+        terminal: Option<TerminalMode>,
         owner_uid: u32,
     },
 }

@@ -38,6 +38,7 @@ fn connection(stdio: Option<&Stdio>) -> Connection {
         },
         columns: s.columns,
         rows: s.rows,
+        plain_newlines: s.plain_newlines,
     })
 }
 

@@ -15,6 +15,7 @@ use std::{
 use rustix::{
     io::FdFlags,
     pty::OpenptFlags,
+    stdio, termios,
     thread::{LinkNameSpaceType, UnshareFlags},
 };
 use vmbox_protocol::agent::Stdio;
@@ -141,20 +142,7 @@ impl Seat {
         // A container's keeper is, one of another process in it would end with that namespace, its last words unsaid.
         let child =
             spawn(&legacy, dir.is_some()).map_err(failed("start the container's keeper"))?;
-        let port = |index: usize| ports.get(index).map_or(0, |port: &Port| port.number);
-        let (columns, rows) = crate::stdio::size_of()
-            .filter(|_| console == Console::Ours)
-            .unwrap_or((0, 0));
-        let stdio = Stdio {
-            terminal,
-            keeper_port: port(0),
-            stdin_port: port(1),
-            stdout_port: port(2),
-            stderr_port: port(3),
-            columns,
-            rows,
-            ..Default::default()
-        };
+        let stdio = stdio_of(console, &ports);
         drop(theirs);
         let process = ProcessRef::of(child.id()).ok_or(OciError::Keeper)?;
         let mut seat = Self {
@@ -220,6 +208,25 @@ impl Drop for Seat {
     }
 }
 
+/// What the agent is told of a process' streams, for which these ports are listened on.
+fn stdio_of(console: Console<'_>, ports: &[Port]) -> Stdio {
+    let port = |index: usize| ports.get(index).map_or(0, |port| port.number);
+    let ours = console == Console::Ours;
+    let (columns, rows) = crate::stdio::size_of().filter(|_| ours).unwrap_or((0, 0));
+    Stdio {
+        terminal: console != Console::Streams,
+        keeper_port: port(0),
+        stdin_port: port(1),
+        stdout_port: port(2),
+        stderr_port: port(3),
+        columns,
+        rows,
+        // As runc's, for programs that read it. A terminal of ours, which is raw, needs the carriage returns.
+        plain_newlines: ours && !termios::isatty(stdio::stdout()),
+        ..Default::default()
+    }
+}
+
 /// Executes this program as a keeper, with these descriptors open in it, and alone in its PID namespace or not.
 fn spawn(legacy: &Legacy, alone: bool) -> std::io::Result<Child> {
     let inherit = |flags| {
@@ -266,9 +273,9 @@ fn terminal_for(socket: &Path) -> Result<OwnedFd, OciError> {
         use rustix::fs::{Mode, OFlags};
         let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let slave = rustix::fs::open(&name, flags, Mode::empty())?;
-        let mut settings = rustix::termios::tcgetattr(&slave)?;
+        let mut settings = termios::tcgetattr(&slave)?;
         settings.make_raw();
-        rustix::termios::tcsetattr(&slave, rustix::termios::OptionalActions::Now, &settings)?;
+        termios::tcsetattr(&slave, termios::OptionalActions::Now, &settings)?;
         let socket = UnixStream::connect(socket)?;
         kernel::send_descriptor(&socket, &master, &name)?;
         Ok(slave)
