@@ -116,7 +116,14 @@ fn below(cgroup: &Path, place: &str) -> PathBuf {
 
 fn join(cgroup: &Path) -> Result<(), Failure> {
     let procs = cgroup.join("cgroup.procs");
-    fs::write(&procs, "0").map_err(|e| Failure::of(&format!("join {}", procs.display()), e))
+    fs::write(&procs, "0").map_err(|error| {
+        let errno = Errno::from_raw(error.raw_os_error().unwrap_or(0));
+        let (pid, why) = (std::process::id(), workload::runc_words(errno));
+        Failure::other(format!(
+            "adding pid {pid} to cgroups: {}: {why}",
+            procs.display()
+        ))
+    })
 }
 
 /// The container's cgroup; or, when a container such as systemd has divided it and the kernel allows processes only in its leaves,
@@ -309,6 +316,13 @@ fn connect_stdio(stdio: &[OwnedFd]) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cgroup_that_is_not_there_is_told_in_runcs_words() {
+        let error = join(Path::new("/c/none")).unwrap_err().to_string();
+        let told = "to cgroups: /c/none/cgroup.procs: no such file or directory";
+        assert!(error.contains(told), "{error}");
+    }
 
     #[test]
     fn a_place_is_never_outside_the_containers_cgroup() {

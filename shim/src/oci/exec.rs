@@ -87,7 +87,7 @@ fn refuse_options(args: &ExecArgs) -> Result<(), OciError> {
         [] => Ok(()),
         [path] if is_below(path) => Ok(()),
         [path] => Err(OciError::Refused(format!(
-            "{path} is not a sub cgroup path"
+            "--cgroup: {path} is not a sub cgroup path"
         ))),
         _ => Err(OciError::Refused(
             "--cgroup: cgroup v2 has one hierarchy, so one path".into(),
@@ -287,6 +287,12 @@ mod tests {
         assert!(refused(&["--cgroup", "..", "web", "id"]));
         assert!(refused(&["--cgroup", "a/../..", "web", "id"]));
         assert!(refused(&["--cgroup", "a", "--cgroup", "b", "web", "id"]));
+    }
+
+    #[test]
+    fn the_refusal_of_a_cgroup_names_it_as_runc_does() {
+        let error = refuse_options(&args(&["--cgroup", "..", "web", "id"])).unwrap_err();
+        assert!(error.to_string().contains(" .. is not a sub cgroup path"));
     }
 
     #[test]
