@@ -141,7 +141,7 @@ fn start(
 /// The OCI process object: a file's, or the container's own with what the options say.
 fn process(context: &Context, args: &ExecArgs, id: &ContainerId) -> Result<Value, OciError> {
     let mut process = match &args.process {
-        Some(path) => read(path)?,
+        Some(path) => with_user(read(path)?),
         None => {
             let own = read(&context.root.join(id.as_str()).join(PROCESS))?;
             with_options(own, args)?
@@ -164,6 +164,17 @@ fn process(context: &Context, args: &ExecArgs, id: &ContainerId) -> Result<Value
         }
     }
     Ok(process)
+}
+
+/// One that names no user is root's, as Go's programs read it.
+fn with_user(mut process: Value) -> Value {
+    if let Some(fields) = process.as_object_mut() {
+        let user = fields.entry("user").or_insert(Value::Null);
+        if user.is_null() {
+            *user = json!({"uid": 0, "gid": 0});
+        }
+    }
+    process
 }
 
 fn read(path: &Path) -> Result<Value, OciError> {
@@ -293,6 +304,18 @@ mod tests {
     fn the_refusal_of_a_cgroup_names_it_as_runc_does() {
         let error = refuse_options(&args(&["--cgroup", "..", "web", "id"])).unwrap_err();
         assert!(error.to_string().contains(" .. is not a sub cgroup path"));
+    }
+
+    #[test]
+    fn a_process_that_names_no_user_is_roots() {
+        let parse = |process: Value| {
+            let process = serde_json::from_value::<oci_spec::runtime::Process>(with_user(process));
+            let user = process.unwrap().user().clone();
+            (user.uid(), user.gid())
+        };
+        assert_eq!(parse(json!({"args": ["id"], "cwd": "/"})), (0, 0));
+        let named = json!({"args": ["id"], "cwd": "/", "user": {"uid": 5, "gid": 6}});
+        assert_eq!(parse(named), (5, 6));
     }
 
     #[test]
