@@ -22,6 +22,7 @@ use super::{
     cgroup, delete,
     error::OciError,
     hooks::HostHooks,
+    occupied,
     pods::Place,
     record::{Phase, Record, Status},
     seat::{Console, Netns, Seat},
@@ -156,6 +157,11 @@ fn in_directory(
     console: Console<'_>,
     pid_file: Option<&Path>,
 ) -> Result<Child, OciError> {
+    let cgroup = cgroup_of(context, &bundle.spec, id);
+    if let Some(cgroup) = &cgroup {
+        // Before it is written down as the container's: what is refused here is left as it was.
+        inspect(context, cgroup)?;
+    }
     let mut place = Place::for_container(context, &mut bundle.spec)?;
     let mut record = Record {
         oci_version: bundle.spec.version().clone(),
@@ -168,7 +174,7 @@ fn in_directory(
         pod: place.dir.path().to_owned(),
         phase: Phase::Creating,
         keeper: None,
-        cgroup: cgroup_of(context, &bundle.spec, id),
+        cgroup,
         limits: Limits::of(&bundle.spec),
         guest_pid: 0,
         hooks: serde_json::to_value(&bundle.hooks).unwrap_or_default(),
@@ -338,6 +344,17 @@ fn cgroup_of(context: &Context, spec: &Spec, id: &ContainerId) -> Option<PathBuf
         ));
     }
     place
+}
+
+/// Tells of processes that are in the cgroup before the container.
+fn inspect(context: &Context, cgroup: &Path) -> Result<(), OciError> {
+    let count = occupied::processes_in(cgroup)?;
+    if count > 0 {
+        context.warn(&format!(
+            "container's cgroup is not empty: {count} process(es) found"
+        ));
+    }
+    Ok(())
 }
 
 /// The network namespace that engines find by our pid, and move interfaces to. A label is refused first: it is the more

@@ -21,6 +21,7 @@ mod keeper;
 mod kernel;
 mod list;
 mod log;
+mod occupied;
 mod pods;
 mod process;
 mod ps;
