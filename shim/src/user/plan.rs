@@ -325,11 +325,29 @@ pub fn read_spec(dir: &Path) -> Result<Spec, PlanError> {
         source,
     })?;
     let mut parser = serde_json::Deserializer::from_slice(&text);
-    serde_path_to_error::deserialize(&mut parser).map_err(|error| PlanError::Config {
-        path,
-        field: error.path().to_string(),
-        source: error.into_inner(),
-    })
+    let spec = serde_path_to_error::deserialize(&mut parser);
+    spec.map(without_empty_paths)
+        .map_err(|error| PlanError::Config {
+            path,
+            field: error.path().to_string(),
+            source: error.into_inner(),
+        })
+}
+
+/// A namespace with an empty path is a new one, as Go's programs read it.
+fn without_empty_paths(mut spec: Spec) -> Spec {
+    let linux = spec.linux_mut().as_mut();
+    let namespaces = linux.and_then(|linux| linux.namespaces_mut().as_mut());
+    for namespace in namespaces.into_iter().flatten() {
+        if namespace
+            .path()
+            .as_ref()
+            .is_some_and(|path| path.as_os_str().is_empty())
+        {
+            namespace.set_path(None);
+        }
+    }
+    spec
 }
 
 /// `K=V` as it is; `K` alone with its value here, or not at all.
@@ -396,6 +414,19 @@ mod tests {
             message.contains("config.json: process.args: invalid type"),
             "{message}"
         );
+    }
+
+    #[test]
+    fn a_namespace_with_an_empty_path_is_a_new_one() {
+        let bundle = tempfile::tempdir().unwrap();
+        let config = r#"{"ociVersion": "1.2.0", "linux": {"namespaces": [
+            {"type": "mount", "path": ""}, {"type": "network", "path": "/run/netns/x"}
+        ]}}"#;
+        fs::write(bundle.path().join("config.json"), config).unwrap();
+        let spec = read_spec(bundle.path()).unwrap();
+        let namespaces = spec.linux().clone().unwrap().namespaces().clone().unwrap();
+        let paths: Vec<_> = namespaces.iter().map(|n| n.path().as_deref()).collect();
+        assert_eq!(paths, [None, Some(Path::new("/run/netns/x"))]);
     }
 
     #[test]
