@@ -1,14 +1,15 @@
 //! More processes in a running container.
 
 use std::fs;
+use std::path::Path;
 use std::sync::Arc;
 
-use libcontainer::oci_spec::runtime::{Process as ProcessSpec, Spec};
+use libcontainer::oci_spec::runtime::Process as ProcessSpec;
 
 use super::{Action, Connection, Container, ContainerError, State, blocking, lock};
 use crate::executor::{self, Request};
 use crate::process::Process;
-use crate::spec;
+use crate::spec::{self, Owner};
 use crate::stdio::Streams;
 
 impl Container {
@@ -64,11 +65,8 @@ impl Container {
         connection: Connection,
         place: Option<String>,
     ) -> Result<u32, ContainerError> {
-        let config: Spec = fs::read(self.bundle.join("config.json"))
-            .and_then(|bytes| Ok(serde_json::from_slice(&bytes)?))
-            .map_err(ContainerError::io("read config.json"))?;
-        let linux = config.linux().clone().unwrap_or_default();
-        let owner = spec::owner(process, &linux);
+        let init = Path::new("/proc").join(self.init.pid.to_string());
+        let owner = Owner::beside(process, &init);
         let file = self.bundle.join("process.json");
         fs::write(&file, serde_json::to_vec(process).unwrap_or_default())
             .map_err(ContainerError::io("write process.json"))?;

@@ -9,11 +9,11 @@ use libcontainer::oci_spec::runtime::{
 
 use super::SpecError;
 
-/// Checks and fits what of `linux` is about the kernel.
+/// Checks and fits what of `linux` is about the kernel. With `other_users` the container has a user namespace.
 ///
 /// # Errors
 /// The field that can't be applied.
-pub fn fit(linux: &mut Linux, new_user_namespace: bool) -> Result<(), SpecError> {
+pub fn fit(linux: &mut Linux, other_users: bool) -> Result<(), SpecError> {
     let refuse = |why: &str| Err(SpecError::Value(why.into()));
     if linux.intel_rdt().is_some() {
         return refuse(
@@ -48,7 +48,7 @@ pub fn fit(linux: &mut Linux, new_user_namespace: bool) -> Result<(), SpecError>
     }
     let known = Known::of_this_guest();
     for (number, device) in linux.devices().iter().flatten().enumerate() {
-        let here = !new_user_namespace || node_matches(device);
+        let here = !other_users || node_matches(device);
         known.check(device, here).map_err(|why| {
             let path = device.path().display();
             SpecError::Value(format!("linux.devices[{number}] ({path}): {why}"))

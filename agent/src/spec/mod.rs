@@ -5,14 +5,16 @@ use std::path::{Path, PathBuf};
 mod kernel;
 mod mounts;
 mod namespaces;
+mod owner;
 mod process;
 
 pub use mounts::Touch;
 pub use namespaces::FindInit;
+pub use owner::Owner;
 pub use process::{named_capabilities, prepare_process};
 
 use libcontainer::oci_spec::runtime::{
-    Hooks, Linux, LinuxIdMapping, LinuxNamespaceType, LinuxResources, Process, Spec,
+    Hooks, Linux, LinuxNamespaceType, LinuxResources, Process, Spec,
 };
 use serde::{Deserialize, Serialize};
 
@@ -104,13 +106,6 @@ pub struct Touches {
     pub cwd: Option<PathBuf>,
 }
 
-/// User and group as the guest's root user namespace sees them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Owner {
-    pub uid: u32,
-    pub gid: u32,
-}
-
 /// Checks a config.json and makes it fit this guest (OCI runtime-spec config.md): the cgroup is ours to choose, hooks of the
 /// runtime namespace have run on the host, and the terminal is as the host asked.
 ///
@@ -133,13 +128,14 @@ pub fn prepare(
     let mut linux = asked.clone();
     namespaces::fit(&mut linux, find)?;
     let pod_sysctls = namespaces::take_pod_sysctls(&mut linux, &asked)?;
-    let new_user_namespace = namespaces::is_new(&linux, LinuxNamespaceType::User);
-    kernel::fit(&mut linux, new_user_namespace)?;
+    // Its root is nobody in the guest, whoever made it.
+    let other_users = namespaces::has(&linux, LinuxNamespaceType::User);
+    kernel::fit(&mut linux, other_users)?;
     linux.set_cgroups_path(Some(Cgroup::spec_path(id)));
     let resources = linux.resources().clone();
     linux.set_resources(None);
     let mut mounts = spec.mounts().clone().unwrap_or_default();
-    if new_user_namespace && !namespaces::is_new(&linux, LinuxNamespaceType::Network) {
+    if other_users && !namespaces::is_new(&linux, LinuxNamespaceType::Network) {
         mounts::bind_sysfs(&mut mounts);
     }
     let touches = Touches {
@@ -148,7 +144,7 @@ pub fn prepare(
         cwd: (process.cwd() != Path::new("/")).then(|| process.cwd().clone()),
     };
     let console = console(&process);
-    let owner = owner(&process, &linux);
+    let owner = Owner::of_first(&process, &linux);
     let hooks = spec.hooks().as_ref().map(container_hooks);
     spec.set_process(Some(process))
         .set_linux(Some(linux))
@@ -236,30 +232,6 @@ fn container_hooks(hooks: &Hooks) -> Hooks {
     kept.set_create_container(hooks.create_container().clone())
         .set_start_container(hooks.start_container().clone());
     kept
-}
-
-/// Where the ids of a container's process lie in the guest (config-linux.md#user-namespace-mappings).
-pub fn owner(process: &Process, linux: &Linux) -> Owner {
-    let new_user_namespace = linux
-        .namespaces()
-        .iter()
-        .flatten()
-        .any(|n| n.typ() == LinuxNamespaceType::User && n.path().is_none());
-    let (uid, gid) = (process.user().uid(), process.user().gid());
-    if !new_user_namespace {
-        return Owner { uid, gid };
-    }
-    Owner {
-        uid: map(uid, linux.uid_mappings().as_deref().unwrap_or_default()),
-        gid: map(gid, linux.gid_mappings().as_deref().unwrap_or_default()),
-    }
-}
-
-fn map(id: u32, mappings: &[LinuxIdMapping]) -> u32 {
-    mappings
-        .iter()
-        .find(|m| id >= m.container_id() && id - m.container_id() < m.size())
-        .map_or(id, |m| m.host_id().saturating_add(id - m.container_id()))
 }
 
 /// The root file system of a prepared spec.
@@ -358,6 +330,19 @@ mod tests {
             json!([{ "containerID": 0, "hostID": 100_000, "size": 65536 }]);
         config["linux"]["gidMappings"] = config["linux"]["uidMappings"].clone();
         assert_eq!(source(&config), Path::new("/sys"));
+    }
+
+    #[test]
+    fn who_joins_anothers_users_gets_the_guests_sysfs() {
+        let mut config = example();
+        config["mounts"] = json!([{ "type": "sysfs", "source": "sysfs", "destination": "/sys" }]);
+        config["linux"]["namespaces"] =
+            json!([{ "type": "user", "path": "container:web" }, { "type": "mount" }]);
+        let id = ContainerId::parse("a").unwrap();
+        let find = |id: &str| (id == "web").then_some(u32::MAX);
+        let prepared = prepare(config.to_string().as_bytes(), &id, false, &find).unwrap();
+        let mounts = prepared.spec.mounts().clone().unwrap();
+        assert_eq!(mounts[0].source().as_deref(), Some(Path::new("/sys")));
     }
 
     #[test]

@@ -91,7 +91,8 @@ fn find(linux: &Linux, kind: LinuxNamespaceType) -> Option<&LinuxNamespace> {
         .find(|n| n.typ() == kind)
 }
 
-fn has(linux: &Linux, kind: LinuxNamespaceType) -> bool {
+/// Whether it is in one that is not the agent's, new or another container's.
+pub fn has(linux: &Linux, kind: LinuxNamespaceType) -> bool {
     find(linux, kind).is_some()
 }
 
