@@ -148,6 +148,7 @@ impl Container {
             id: id.to_string(),
             bundle: bundle.display().to_string(),
             terminal: connection.terminal,
+            read_only_dev: prepared.read_only_dev,
         };
         let made = blocking(move || executor::run(&request, &ends))
             .await

@@ -127,6 +127,7 @@ mod tests {
             id: "a".into(),
             bundle: "/b".into(),
             terminal: false,
+            read_only_dev: false,
         };
         ours.send(&request, &[write.as_fd()]).unwrap();
         drop(write);

@@ -35,11 +35,7 @@ fn serve(channel: &Channel) -> Result<(), Failure> {
         return Err(Failure::other("the executor got no request"));
     };
     match request {
-        Request::Create {
-            id,
-            bundle,
-            terminal,
-        } => create::create(channel, &id, &bundle, terminal, stdio),
+        Request::Create { .. } => create::create(channel, &request, stdio),
         Request::Exec { .. } => exec::exec(channel, &request, stdio),
     }
 }

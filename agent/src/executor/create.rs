@@ -1,31 +1,38 @@
 //! `create` by youki's libcontainer (OCI runtime-spec runtime.md#create).
 
 use std::fs;
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::syscall::syscall::SyscallType;
+use nix::sched::CloneFlags;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixAddr, recvmsg};
+use nix::unistd::Pid;
 
 use super::channel::Channel;
+use super::touches::set_attributes;
 use super::workload::Workload;
-use super::{Failure, Report, STATE};
+use super::{Failure, Report, Request, STATE};
 
 /// Makes the container and reports its init.
-pub fn create(
-    channel: &Channel,
-    id: &str,
-    bundle: &str,
-    terminal: bool,
-    stdio: Vec<OwnedFd>,
-) -> Result<(), Failure> {
+pub fn create(channel: &Channel, request: &Request, stdio: Vec<OwnedFd>) -> Result<(), Failure> {
+    let Request::Create {
+        id,
+        bundle,
+        terminal,
+        read_only_dev,
+    } = request
+    else {
+        return Err(Failure::other("not a create"));
+    };
     super::causes::Causes::send_on(channel.raw());
     // libcontainer writes the state to each hook, which need not read it. What is started gets the default again.
     // SAFETY: SIG_IGN is no code, and this process has one thread.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
-    let console = if terminal {
+    let console = if *terminal {
         Some(Console::listen(bundle)?)
     } else {
         None
@@ -51,11 +58,20 @@ pub fn create(
     let pid = container
         .pid()
         .ok_or_else(|| Failure::other("the container's init ended before it was ready"))?;
+    // libcontainer's type is of another version.
+    let pid = Pid::from_raw(pid.as_raw());
     if let Some(console) = console {
         let terminal = console.accept()?;
         channel
             .send(&Report::Terminal, &[terminal.as_fd()])
             .map_err(|e| Failure::of("executor", e))?;
+    }
+    if *read_only_dev {
+        make_dev_read_only(pid).map_err(|e| {
+            // It waits for a start that will not come, and holds the channel.
+            let _ = nix::sys::signal::kill(pid, nix::sys::signal::SIGKILL);
+            Failure::of("mounts: /dev: ro", e)
+        })?;
     }
     channel
         .send(
@@ -65,6 +81,13 @@ pub fn create(
             &[],
         )
         .map_err(|e| Failure::of("executor", e))
+}
+
+/// In the container's mount namespace, which this process ends in: libcontainer has made the last file there, the console's.
+fn make_dev_read_only(init: Pid) -> io::Result<()> {
+    let namespace = fs::File::open(format!("/proc/{init}/ns/mnt"))?;
+    nix::sched::setns(namespace, CloneFlags::CLONE_NEWNS)?;
+    set_attributes(Path::new("/dev"), libc::MOUNT_ATTR_RDONLY, 0)
 }
 
 /// An error with its causes in one line, each said once: libcontainer's own text often leaves the cause to `source`.

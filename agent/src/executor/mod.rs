@@ -43,6 +43,7 @@ pub enum Request {
         id: String,
         bundle: String,
         terminal: bool,
+        read_only_dev: bool,
     },
     /// A process in a container: `process` is the file with its JSON, `bundle` the container's.
     Exec {

@@ -65,7 +65,8 @@ fn read_only(path: &Path) -> io::Result<()> {
     set_attributes(path, libc::MOUNT_ATTR_RDONLY, 0)
 }
 
-fn set_attributes(path: &Path, set: u64, clear: u64) -> io::Result<()> {
+/// mount_setattr(2), of one mount.
+pub(super) fn set_attributes(path: &Path, set: u64, clear: u64) -> io::Result<()> {
     let path = std::ffi::CString::new(path.as_os_str().as_encoded_bytes())?;
     let attributes = libc::mount_attr {
         attr_set: set,

@@ -92,6 +92,8 @@ pub struct Prepared {
     pub pod_sysctls: Vec<(String, String)>,
     /// What the executor does when libcontainer has made the mounts.
     pub touches: Touches,
+    /// What it does at the very end.
+    pub read_only_dev: bool,
     /// The size of its terminal, columns and rows, unless the host says another.
     pub console: Option<(u32, u32)>,
 }
@@ -143,6 +145,7 @@ pub fn prepare(
         read_only: take_plain_paths(&mut linux),
         cwd: (process.cwd() != Path::new("/")).then(|| process.cwd().clone()),
     };
+    let read_only_dev = mounts::has_read_only_dev(&mounts);
     let console = console(&process);
     let owner = Owner::of_first(&process, &linux);
     let hooks = spec.hooks().as_ref().map(container_hooks);
@@ -157,6 +160,7 @@ pub fn prepare(
         resources,
         pod_sysctls,
         touches,
+        read_only_dev,
         console,
     })
 }

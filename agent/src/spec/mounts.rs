@@ -1,7 +1,7 @@
 //! Mounts of a container (OCI runtime-spec config.md#mounts): options that can't be had are refused, and what libcontainer 0.7
 //! leaves out is put aside for [`crate::executor`]'s last touches.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use libcontainer::oci_spec::runtime::Mount;
 use serde::{Deserialize, Serialize};
@@ -197,6 +197,14 @@ fn fit_one(field: String, mount: &mut Mount) -> Result<Touch, String> {
     Ok(touch)
 }
 
+/// Whether /dev is to be read-only, which libcontainer leaves out: it makes files there later than any touch, the console's last.
+pub fn has_read_only_dev(mounts: &[Mount]) -> bool {
+    let mut mounts = mounts.iter().rev();
+    let dev = mounts.find(|mount| mount.destination() == Path::new("/dev"));
+    let options = dev.and_then(|dev| dev.options().clone());
+    set_later(&options.unwrap_or_default()) & libc::MOUNT_ATTR_RDONLY != 0
+}
+
 /// Of `rw` and `ro` the last one counts; what is set in the end must not be cleared.
 fn set_later(kept: &[String]) -> u64 {
     let opposites = [
@@ -302,6 +310,18 @@ mod tests {
         assert_eq!(bind(json!(["bind", "rw", "ro"])).unwrap().1, None);
         let touch = bind(json!(["bind", "ro", "rw"])).unwrap().1.unwrap();
         assert_eq!(touch.clear, libc::MOUNT_ATTR_RDONLY);
+    }
+
+    #[test]
+    fn a_read_only_dev_is_told_apart() {
+        let dev = |options: Value| {
+            let pts = json!({ "destination": "/dev/pts", "type": "devpts", "options": ["ro"] });
+            let dev = json!({ "destination": "/dev", "type": "tmpfs", "options": options });
+            let mounts: Vec<Mount> = serde_json::from_value(json!([dev, pts])).unwrap();
+            has_read_only_dev(&mounts)
+        };
+        assert!(dev(json!(["nosuid", "ro"])));
+        assert!(!dev(json!(["ro", "rw"])) && !dev(json!(["nosuid"])));
     }
 
     #[test]
