@@ -108,6 +108,8 @@ fn parse(number: usize, rule: &LinuxDeviceCgroup) -> Result<Rule, LimitError> {
             'r' => READ,
             'w' => WRITE,
             'm' => MKNOD,
+            // Not in the specification; runc takes it for nothing. All is the reading that denies the most.
+            'a' if !rule.allow() => ALL,
             other => {
                 let why = format!("{other:?} is none of r, w, m");
                 return Err(LimitError::new(field("access"), why));

@@ -114,6 +114,17 @@ fn two_rules_together_allow_what_each_allows_in_part() {
 }
 
 #[test]
+fn denying_what_is_no_access_denies_all_and_allowing_it_is_refused() {
+    let kmsg = |allow: bool| {
+        let rule = json!({ "type": "c", "major": 1, "minor": 11, "access": "ra", "allow": allow });
+        json!([{ "allow": true, "access": "rwm" }, rule])
+    };
+    assert!(!allowed(kmsg(false), Kind::Char, (1, 11), WRITE));
+    let asked: Vec<LinuxDeviceCgroup> = serde_json::from_value(kmsg(true)).unwrap();
+    assert_eq!(rules(&[], &asked).unwrap_err().field, "devices[1].access");
+}
+
+#[test]
 fn a_rule_that_says_nothing_is_refused_by_its_number() {
     for (rule, field) in [
         (json!({ "allow": true }), "devices[1].access"),
