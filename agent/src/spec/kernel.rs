@@ -44,6 +44,8 @@ pub fn fit(linux: &mut Linux, other_users: bool) -> Result<(), SpecError> {
     fit_propagation(linux)?;
     if let Some(seccomp) = linux.seccomp_mut() {
         check_seccomp(seccomp)?;
+        // Nothing is sent there.
+        seccomp.set_listener_path(None).set_listener_metadata(None);
         fit_masked_comparisons(seccomp);
     }
     let known = Known::of_this_guest();
@@ -81,13 +83,6 @@ fn check_seccomp(seccomp: &LinuxSeccomp) -> Result<(), SpecError> {
     let no_notify = "SCMP_ACT_NOTIFY is not supported: its listener would be a program of the host";
     if seccomp.default_action() == notify {
         return error(format!("defaultAction: {no_notify}"));
-    }
-    if seccomp
-        .listener_path()
-        .as_ref()
-        .is_some_and(|path| !path.as_os_str().is_empty())
-    {
-        return error(format!("listenerPath: {no_notify}"));
     }
     let takes_errno = |action| {
         matches!(
@@ -261,9 +256,15 @@ mod tests {
             json!({ "seccomp": { "defaultAction": "SCMP_ACT_NOTIFY" } }),
             "seccomp.defaultAction",
         );
-        refused(
-            json!({ "seccomp": { "defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/x" } }),
-            "seccomp.listenerPath",
+    }
+
+    #[test]
+    fn a_listener_that_no_call_is_sent_to_is_left_out() {
+        let asked = json!({ "defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/x", "listenerMetadata": "y" });
+        let fitted = fitted(json!({ "seccomp": asked })).unwrap();
+        assert_eq!(
+            fitted["seccomp"],
+            json!({ "defaultAction": "SCMP_ACT_ALLOW" })
         );
     }
 
