@@ -4,6 +4,7 @@ pub mod capabilities;
 pub mod container;
 pub mod design;
 mod id;
+pub mod mount_table;
 pub mod options;
 pub mod owner;
 pub mod place;

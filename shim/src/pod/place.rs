@@ -16,7 +16,7 @@ use rustix::{
     mount::{MountPropagationFlags, UnmountFlags},
 };
 
-use super::{ContainerId, design::HostBind, tree::Tree};
+use super::{ContainerId, design::HostBind, mount_table, tree::Tree};
 
 /// Files of the container's `/etc` that the host provides.
 pub const ETC_FILES: &[&str] = &["hostname", "hosts", "resolv.conf"];
@@ -341,39 +341,14 @@ pub fn unmount_below(dir: &Path) -> io::Result<()> {
 /// # Errors
 /// The mount table can't be read.
 pub fn mounts_below(dir: &Path) -> io::Result<Vec<PathBuf>> {
-    let table = fs::read_to_string("/proc/self/mountinfo")?;
-    Ok(mount_points(&table)
-        .filter(|mount_point| mount_point.starts_with(dir))
-        .collect())
-}
-
-/// The fifth field of each line, with `\040` and the like decoded (proc_pid_mountinfo(5)).
-fn mount_points(table: &str) -> impl Iterator<Item = PathBuf> + '_ {
-    table
-        .lines()
-        .filter_map(|line| line.split(' ').nth(4))
-        .map(|field| {
-            let text = ["\\040= ", "\\011=\t", "\\012=\n", "\\134=\\"]
-                .iter()
-                .filter_map(|pair| pair.split_once('='))
-                .fold(field.to_owned(), |text, (code, plain)| {
-                    text.replace(code, plain)
-                });
-            PathBuf::from(text)
-        })
+    let all = mount_table::read()?.into_iter();
+    let points = all.map(|mounted| mounted.mount_point);
+    Ok(points.filter(|point| point.starts_with(dir)).collect())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn mount_points_are_decoded() {
-        let table =
-            "22 1 0:20 / /proc rw - proc proc rw\n23 1 0:21 / /run/a\\040b rw - tmpfs tmpfs rw\n";
-        let points: Vec<_> = mount_points(table).collect();
-        assert_eq!(points, [Path::new("/proc"), Path::new("/run/a b")]);
-    }
 
     #[test]
     fn a_taken_name_is_noticed() {
