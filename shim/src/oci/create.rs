@@ -33,8 +33,9 @@ use crate::{
     network::{self, NetworkError, PodNetwork, Wanted},
     pod::{
         ContainerId,
+        binds::HostBind,
         container::spec_bytes,
-        design::{self, GuestSpec, HostBind},
+        design::{self, GuestSpec},
         place::Corner,
         refuse,
         rootfs::make_working_dir,

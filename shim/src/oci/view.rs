@@ -24,7 +24,8 @@ use rustix::{
 use serde::{Deserialize, Serialize};
 
 use crate::pod::{
-    design::{GuestSpec, HostBind, guest_path},
+    binds::HostBind,
+    design::{GuestSpec, guest_path},
     place::{self, PlaceError},
     tree::Tree,
 };

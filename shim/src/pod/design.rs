@@ -1,15 +1,15 @@
 //! Pure decisions: what a pod's VM is made of, and what an OCI spec of the host becomes in the guest.
 //!
-//! The host's paths in a spec mean nothing in the guest, so every bind mount becomes a directory of the pod's share
-//! (`<id>/volumes/<n>`), mounted there on the host and named by its guest path in the spec that the agent gets.
+//! The host's paths in a spec mean nothing in the guest: for its bind mounts see [`binds`].
 
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use vmbox_config::{DiskConfig, Mac, NicConfig, ShareConfig, VmConfig, VsockConfig};
 
 use super::{
     ContainerId,
+    binds::{self, HostBind},
     options::{BadOption, CpuLimit, Disk, MemoryLimit},
     refuse,
     size::{Limits, MAXIMUM_MEMORY_MIB, Shape},
@@ -118,19 +118,6 @@ pub fn vm_config(
     }
 }
 
-/// A file or directory of the host to be bind-mounted into the pod's share.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HostBind {
-    /// On the host, absolute.
-    pub source: PathBuf,
-    /// Relative to the share.
-    pub target: PathBuf,
-    /// Submounts come along (`rbind`).
-    pub recursive: bool,
-    /// Writes are refused on the host as well.
-    pub read_only: bool,
-}
-
 /// A spec rewritten for the guest, and what the host must place in the share for it.
 #[derive(Debug, Clone)]
 pub struct GuestSpec {
@@ -166,7 +153,7 @@ pub fn for_guest(mut spec: Spec, id: &ContainerId, base: &Path) -> Result<GuestS
 
     let mut binds = Vec::new();
     for mount in spec.mounts_mut().iter_mut().flatten() {
-        rewrite_mount(mount, id, base, &mut binds)?;
+        binds::rewrite(mount, id, base, &mut binds)?;
     }
     if let Some(linux) = spec.linux_mut() {
         linux.set_cgroups_path(Some(Path::new("/").join(id.as_str())));
@@ -189,47 +176,6 @@ pub fn for_guest(mut spec: Spec, id: &ContainerId, base: &Path) -> Result<GuestS
         binds,
         left_out,
     })
-}
-
-fn rewrite_mount(
-    mount: &mut Mount,
-    id: &ContainerId,
-    base: &Path,
-    binds: &mut Vec<HostBind>,
-) -> Result<(), DesignError> {
-    let has = |name: &str| {
-        mount
-            .options()
-            .iter()
-            .flatten()
-            .any(|option| option == name)
-    };
-    let recursive = has("rbind");
-    let is_bind = recursive || has("bind") || mount.typ().as_deref() == Some("bind");
-    if !is_bind {
-        return Ok(());
-    }
-    let destination = mount.destination().display().to_string();
-    let source = mount.source().clone().ok_or_else(|| {
-        DesignError::Unsupported(format!(
-            "mounts: the bind mount on {destination} has no source"
-        ))
-    })?;
-    if source.starts_with(GUEST_SHARE) {
-        return Ok(());
-    }
-    let target = Path::new(id.as_str())
-        .join("volumes")
-        .join(binds.len().to_string());
-    let read_only = has("ro") || has("rro");
-    mount.set_source(Some(guest_path(&target)));
-    binds.push(HostBind {
-        source: base.join(source),
-        target,
-        recursive,
-        read_only,
-    });
-    Ok(())
 }
 
 #[cfg(test)]
@@ -270,39 +216,12 @@ mod tests {
     }
 
     #[test]
-    fn bind_sources_become_guest_paths() {
+    fn the_root_and_binds_are_in_the_share() {
         let mut value = minimal();
-        value["mounts"] = serde_json::json!([
-            {"destination": "/proc", "type": "proc", "source": "proc"},
-            {"destination": "/a", "type": "bind", "source": "/host/a", "options": ["rbind", "ro"]},
-            {"destination": "/b", "type": "none", "source": "b", "options": ["bind"]},
-        ]);
+        value["mounts"] =
+            serde_json::json!([{"destination": "/b", "source": "b", "options": ["bind"]}]);
         let guest = for_guest(spec(value), &id(), Path::new("/bundle")).unwrap();
-        let bind = |source: &str, n: &str, recursive, read_only| HostBind {
-            source: source.into(),
-            target: Path::new("web/volumes").join(n),
-            recursive,
-            read_only,
-        };
-        assert_eq!(
-            guest.binds,
-            [
-                bind("/host/a", "0", true, true),
-                bind("/bundle/b", "1", false, false)
-            ]
-        );
-        let sources: Vec<_> = guest
-            .spec
-            .mounts()
-            .iter()
-            .flatten()
-            .map(|mount| mount.source().clone().unwrap())
-            .collect();
-        assert_eq!(sources[0], Path::new("proc"));
-        assert_eq!(
-            sources[2],
-            Path::new("/run/vmbox/shares/vmbox/web/volumes/1")
-        );
+        assert_eq!(guest.binds[0].source, Path::new("/bundle/b"));
         assert_eq!(
             guest.spec.root().as_ref().unwrap().path(),
             Path::new("/run/vmbox/shares/vmbox/web/rootfs")

@@ -1,5 +1,6 @@
 //! Pods and their containers: names, wishes, and what they become in a guest.
 
+pub mod binds;
 pub mod capabilities;
 pub mod container;
 pub mod design;

@@ -16,7 +16,7 @@ use rustix::{
     mount::{MountPropagationFlags, UnmountFlags},
 };
 
-use super::{ContainerId, design::HostBind, mount_table, tree::Tree};
+use super::{ContainerId, binds::HostBind, mount_table, tree::Tree};
 
 /// Files of the container's `/etc` that the host provides.
 pub const ETC_FILES: &[&str] = &["hostname", "hosts", "resolv.conf"];

@@ -12,7 +12,7 @@ use rustix::{
 };
 
 use super::{
-    design::HostBind,
+    binds::HostBind,
     place::{Corner, PlaceError},
 };
 

@@ -17,8 +17,8 @@ use super::{
 use crate::{
     journal::{Journal, Record},
     pod::{
-        container,
-        design::{self, HostBind},
+        binds::HostBind,
+        container, design,
         place::{self, Corner},
         rootfs, spec,
     },
