@@ -1,6 +1,7 @@
 //! A bundle to try config.json with: the Debian image as a writable root, and a spec that a test changes.
 
 use std::fs;
+use std::os::unix::fs::chown;
 use std::path::PathBuf;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -77,6 +78,17 @@ impl Bundle {
         for set in ["bounding", "effective", "permitted"] {
             self.spec["process"]["capabilities"][set] = json!(names);
         }
+    }
+
+    /// Gives the container a user namespace, whose ids 0 and on are 100,000 and on outside, and its own root directory.
+    pub fn user_namespace(&mut self) {
+        let linux = &mut self.spec["linux"];
+        let namespaces = linux["namespaces"].as_array_mut().unwrap();
+        namespaces.push(json!({ "type": "user" }));
+        let map = json!([{ "containerID": 0, "hostID": 100_000, "size": 65536 }]);
+        linux["uidMappings"] = map.clone();
+        linux["gidMappings"] = map;
+        chown(self.inside("/"), Some(100_000), Some(100_000)).unwrap();
     }
 
     /// `vmbox run --bundle DIR NAME` with a shell script for its process, to its end.

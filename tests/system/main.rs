@@ -14,6 +14,7 @@ mod kit;
 mod limits;
 mod machine;
 mod monitor;
+mod mounts;
 mod network;
 mod oci;
 mod podman;

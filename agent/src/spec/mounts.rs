@@ -156,7 +156,7 @@ fn fit_one(field: String, mount: &mut Mount) -> Result<Touch, String> {
         mount.set_source(Some(PathBuf::from(&kind)));
     }
     if mount.uid_mappings().is_some() || mount.gid_mappings().is_some() {
-        return Err("uidMappings and gidMappings can't be applied to a share".into());
+        return Err("uidMappings and gidMappings: the host maps the ids of a share".into());
     }
     let mut touch = Touch {
         field,
@@ -166,7 +166,9 @@ fn fit_one(field: String, mount: &mut Mount) -> Result<Touch, String> {
     let mut kept = Vec::new();
     for option in options {
         match option.as_str() {
-            "idmap" | "ridmap" => return Err(format!("{option} can't be applied to a share")),
+            "idmap" | "ridmap" => {
+                return Err(format!("{option}: the host maps the ids of a share"));
+            }
             "remount" => return Err("remount: there is nothing mounted yet".into()),
             "tmpcopyup" if kind == "tmpfs" => touch.copy_up = true,
             "nosymfollow" => touch.set |= libc::MOUNT_ATTR_NOSYMFOLLOW,

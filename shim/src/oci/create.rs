@@ -385,6 +385,7 @@ fn trees(
         target: design::rootfs_in_share(id),
         recursive: true,
         read_only: false,
+        ids: None,
     };
     let mut trees = Vec::new();
     for bind in std::iter::once(&root).chain(&guest.binds) {

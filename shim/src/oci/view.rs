@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use crate::pod::{
     binds::HostBind,
     design::{GuestSpec, guest_path},
+    idmap::IdMap,
     place::{self, PlaceError},
     tree::Tree,
 };
@@ -63,6 +64,7 @@ enum What {
         source: PathBuf,
         recursive: bool,
         read_only: bool,
+        ids: Option<IdMap>,
     },
     Proc,
     /// In the guest's memory.
@@ -80,6 +82,7 @@ impl Files {
                     source: bind.source.clone(),
                     recursive: bind.recursive,
                     read_only: bind.read_only,
+                    ids: bind.ids.clone(),
                 },
                 None if mount.typ().as_deref() == Some("proc") => What::Proc,
                 None => What::Guests,
@@ -105,6 +108,7 @@ impl Files {
             target: self.stage.clone(),
             recursive: true,
             read_only: self.read_only,
+            ids: None,
         })?;
         let stage = open(CWD, &self.stage, ResolveFlags::empty());
         let stage = stage.map_err(|error| failed(&self.rootfs, &self.stage, error))?;
@@ -131,11 +135,13 @@ impl Shown {
                 source,
                 recursive,
                 read_only,
+                ids,
             } => Tree::open(&HostBind {
                 source: source.clone(),
                 target: self.destination.clone(),
                 recursive: *recursive,
                 read_only: *read_only,
+                ids: ids.clone(),
             })?,
             What::Proc => Tree::of(untouchable("proc").map_err(refused)?, "proc"),
             What::Guests => Tree::of(untouchable("tmpfs").map_err(refused)?, "tmpfs"),
@@ -240,6 +246,7 @@ mod tests {
             source: "/bundle/volume".into(),
             recursive: true,
             read_only: true,
+            ids: None,
         };
         let seen: Vec<_> = files.mounts.iter().map(|mount| &mount.what).collect();
         assert_eq!(seen, [&What::Proc, &What::Guests, &volume]);

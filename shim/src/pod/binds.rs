@@ -5,11 +5,12 @@
 
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::Mount;
+use oci_spec::runtime::{Linux, Mount};
 
 use super::{
     ContainerId,
     design::{DesignError, GUEST_SHARE, guest_path},
+    idmap::{self, IdMap},
 };
 
 /// A file or directory of the host to be bind-mounted into the pod's share.
@@ -23,50 +24,50 @@ pub struct HostBind {
     pub recursive: bool,
     /// Writes are refused on the host as well.
     pub read_only: bool,
+    /// Other ids than on disk.
+    pub ids: Option<IdMap>,
 }
 
-/// Makes a bind mount of the host one of the share, and notes what must be placed there. What is below [`GUEST_SHARE`] already
-/// is left alone, as are other mounts.
+/// Makes a bind mount of the host one of the share, and notes what must be placed there; `linux` is the container's. What is
+/// below [`GUEST_SHARE`] already is left alone, as are other mounts.
 ///
 /// # Errors
-/// It has no source.
+/// What of it can't be had.
 pub fn rewrite(
     mount: &mut Mount,
     id: &ContainerId,
     base: &Path,
+    linux: Option<&Linux>,
     binds: &mut Vec<HostBind>,
 ) -> Result<(), DesignError> {
-    let has = |name: &str| {
-        mount
-            .options()
-            .iter()
-            .flatten()
-            .any(|option| option == name)
-    };
+    let named = format!("mounts: {}", mount.destination().display());
+    let refuse = |why: String| DesignError::Unsupported(format!("{named}: {why}"));
+    let options = mount.options().clone().unwrap_or_default();
+    let has = |name: &str| options.iter().any(|option| option == name);
     let recursive = has("rbind");
     let is_bind = recursive || has("bind") || mount.typ().as_deref() == Some("bind");
+    let ids = idmap::take(mount, is_bind, linux).map_err(refuse)?;
     if !is_bind {
         return Ok(());
     }
-    let destination = mount.destination().display().to_string();
-    let source = mount.source().clone().ok_or_else(|| {
-        DesignError::Unsupported(format!(
-            "mounts: the bind mount on {destination} has no source"
-        ))
-    })?;
+    let source = mount.source().clone();
+    let source = source.ok_or_else(|| refuse("a bind mount needs a source".into()))?;
     if source.starts_with(GUEST_SHARE) {
-        return Ok(());
+        return match ids {
+            None => Ok(()),
+            Some(_) => Err(refuse("what is in the share already keeps its ids".into())),
+        };
     }
     let target = Path::new(id.as_str())
         .join("volumes")
         .join(binds.len().to_string());
-    let read_only = has("ro") || has("rro");
     mount.set_source(Some(guest_path(&target)));
     binds.push(HostBind {
         source: base.join(source),
         target,
         recursive,
-        read_only,
+        read_only: has("ro") || has("rro"),
+        ids,
     });
     Ok(())
 }
@@ -79,10 +80,13 @@ mod tests {
     /// The mounts rewritten, and what they need.
     fn rewritten(mounts: Value) -> Result<(Vec<Mount>, Vec<HostBind>), String> {
         let mut mounts: Vec<Mount> = serde_json::from_value(mounts).unwrap();
-        let id = "web".parse().unwrap();
+        let map = json!([{"containerID": 0, "hostID": 100_000, "size": 65536}]);
+        let linux = json!({"uidMappings": map, "gidMappings": map});
+        let linux: Linux = serde_json::from_value(linux).unwrap();
+        let (id, base) = ("web".parse().unwrap(), Path::new("/bundle"));
         let mut binds = Vec::new();
         for mount in &mut mounts {
-            rewrite(mount, &id, Path::new("/bundle"), &mut binds).map_err(|e| e.to_string())?;
+            rewrite(mount, &id, base, Some(&linux), &mut binds).map_err(|e| e.to_string())?;
         }
         Ok((mounts, binds))
     }
@@ -100,6 +104,7 @@ mod tests {
             target: Path::new("web/volumes").join(n),
             recursive,
             read_only,
+            ids: None,
         };
         assert_eq!(
             binds,
@@ -114,5 +119,44 @@ mod tests {
             source(&mounts[2]),
             Path::new("/run/vmbox/shares/vmbox/web/volumes/1")
         );
+    }
+
+    #[test]
+    fn ids_are_mapped_on_the_host_and_the_guest_is_not_told() {
+        let (mounts, binds) = rewritten(json!([
+            {"destination": "/a", "source": "/host/a", "options": ["rbind", "ridmap"]},
+            {"destination": "/b", "source": "/host/b", "options": ["bind"],
+             "uidMappings": [{"containerID": 1, "hostID": 2, "size": 3}],
+             "gidMappings": [{"containerID": 4, "hostID": 5, "size": 6}]},
+        ]))
+        .unwrap();
+        let ids: Vec<&IdMap> = binds.iter().flat_map(|bind| &bind.ids).collect();
+        assert!(ids[0].recursive && !ids[1].recursive);
+        assert_eq!(ids[0].uids[0].host_id(), 100_000);
+        assert_eq!(ids[1].gids[0].host_id(), 5);
+        let told = serde_json::to_value(mounts).unwrap();
+        assert_eq!(told[0]["options"], json!(["rbind"]));
+        assert!(told[1].get("uidMappings").is_none() && told[1].get("gidMappings").is_none());
+    }
+
+    #[test]
+    fn a_mount_that_can_not_be_had_is_named() {
+        for (mount, why) in [
+            (
+                json!({"destination": "/t", "type": "tmpfs", "options": ["idmap"]}),
+                "mounts: /t: only a bind mount can have its ids mapped",
+            ),
+            (
+                json!({"destination": "/t", "options": ["bind"]}),
+                "mounts: /t: a bind mount needs a source",
+            ),
+            (
+                json!({"destination": "/t", "options": ["bind", "idmap"], "source": "/run/vmbox/shares/vmbox/x"}),
+                "mounts: /t: what is in the share already keeps its ids",
+            ),
+        ] {
+            let message = rewritten(json!([mount])).unwrap_err();
+            assert_eq!(message, format!("config.json: {why}"));
+        }
     }
 }

@@ -152,8 +152,9 @@ pub fn for_guest(mut spec: Spec, id: &ContainerId, base: &Path) -> Result<GuestS
     spec.set_root(Some(root));
 
     let mut binds = Vec::new();
+    let linux = spec.linux().clone();
     for mount in spec.mounts_mut().iter_mut().flatten() {
-        binds::rewrite(mount, id, base, &mut binds)?;
+        binds::rewrite(mount, id, base, linux.as_ref(), &mut binds)?;
     }
     if let Some(linux) = spec.linux_mut() {
         linux.set_cgroups_path(Some(Path::new("/").join(id.as_str())));

@@ -5,6 +5,7 @@ pub mod capabilities;
 pub mod container;
 pub mod design;
 mod id;
+pub mod idmap;
 pub mod mount_table;
 pub mod options;
 pub mod owner;
@@ -15,5 +16,6 @@ pub mod seccomp;
 pub mod size;
 pub mod spec;
 pub mod tree;
+mod user_namespace;
 
 pub use id::{BadId, ContainerId, fill_random};

@@ -47,6 +47,27 @@ pub enum PlaceError {
         #[source]
         source: io::Error,
     },
+    /// A volume's ids could not be mapped.
+    #[error("map the ids of {what}")]
+    MapIds {
+        /// Whose.
+        what: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A volume's ids can't be mapped where it is.
+    #[error(
+        "the ids of {what} can't be mapped: the file system {kind} on {mount_point} has no idmapped mounts"
+    )]
+    NoMappedIds {
+        /// Whose.
+        what: PathBuf,
+        /// Where the file system is mounted that contains it, or that is mounted below it.
+        mount_point: PathBuf,
+        /// The file system's type.
+        kind: String,
+    },
     /// No mount namespace could be made or entered.
     #[error("{0} the pod's mount namespace: run as root")]
     Namespace(&'static str, #[source] io::Error),
@@ -381,6 +402,7 @@ mod tests {
             target: "web/volumes/0".into(),
             recursive: true,
             read_only: false,
+            ids: None,
         };
         let corner = corner(share.path());
         let message = bind(&corner, Path::new("volumes/0"), &wanted)

@@ -109,6 +109,7 @@ fn prepare(plan: &Plan, place: Option<&rootfs::Place>, share: &Path) -> Result<V
                 target: design::rootfs_in_share(&plan.id),
                 recursive: true,
                 read_only: false,
+                ids: None,
             };
             place::bind(&corner, rootfs, &bind)?;
             (spec.as_ref().clone(), dir.as_path())

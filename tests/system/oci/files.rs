@@ -1,6 +1,7 @@
 //! What engines find by a container's pid where they look for its files: the container's, never the host's.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -31,6 +32,11 @@ fn the_files_of_the_pid_are_the_containers() {
             json!({"destination": "/mnt", "type": "bind", "source": volume, "options": ["rbind"]}),
         );
         mounts.push(json!({"destination": "/tmp", "type": "tmpfs", "source": "tmpfs"}));
+        let map = json!([{"containerID": 0, "hostID": 5000, "size": 1}]);
+        mounts.push(
+            json!({"destination": "/srv", "source": volume, "options": ["bind"],
+                           "uidMappings": map, "gidMappings": map}),
+        );
     });
     let (pid, _output) = engine.create("files", &bundle);
     engine.verb(&["start", "files"]).exits(0);
@@ -44,6 +50,7 @@ fn the_files_of_the_pid_are_the_containers() {
         assert!(root.join("etc/debian_version").exists());
         assert!(!root.join("run/vmbox-test").exists());
         assert_eq!(fs::read_to_string(root.join("mnt/here")).unwrap(), "host\n");
+        assert_eq!(fs::metadata(root.join("srv/here")).unwrap().uid(), 5000);
         within(pid, "echo $0 > /mnt/there").exits(0);
         // The root is to be read only, and what the guest alone has can't be reached.
         for path in ["/etc/x", "/tmp/x", "/dev/x", "/proc/sys/vm/drop_caches"] {
