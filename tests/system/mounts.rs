@@ -1,9 +1,10 @@
-//! Mounts of config.json that host and guest make together: other ids than on disk.
+//! Mounts of config.json that host and guest make together: other ids than on disk, and options that disagree.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, chown};
 use std::path::Path;
 
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::{Value, json};
 
 use crate::bundle::Bundle;
@@ -116,4 +117,44 @@ fn ids_that_can_not_be_mapped_are_refused_by_name() {
         },
         &["rootfs/srv can't be mapped", "the file system overlay"],
     );
+}
+
+#[test]
+fn options_are_taken_as_runc_takes_them() {
+    let mut bundle = Bundle::new("mounts-options");
+    two_files(&bundle);
+    let below = bundle.host("data/below");
+    fs::create_dir(&below).unwrap();
+    let none = None::<&str>;
+    mount(Some("tmpfs"), &below, Some("tmpfs"), MsFlags::empty(), none).unwrap();
+    for (name, options) in [
+        ("last", json!(["bind", "ro", "rw", "rslave"])),
+        ("all", json!(["rbind", "rro", "rprivate"])),
+        ("alone", json!(["bind", "runbindable"])),
+    ] {
+        mount_data(&mut bundle, name, json!({ "options": options }));
+    }
+    // Relative to the root, which runc tells to be deprecated.
+    bundle.mount(json!({ "type": "tmpfs", "destination": "mnt/relative",
+                         "options": ["size=64k", "mode=0700", "unbindable"] }));
+    let seen = bundle.lines(
+        "cd /mnt; touch last/x; for file in all/x all/below/x; do touch $file 2>&1 | sed 's/.*: //'; done
+         ls alone/below | wc -l; stat -c %a relative; df --output=size relative | tail -1 | tr -d ' '
+         awk '$5 ~ /^.mnt.(alone|relative)/ { print $5, $7 }' /proc/self/mountinfo",
+    );
+    umount2(&below, MntFlags::MNT_DETACH).unwrap();
+    let refused = "Read-only file system";
+    assert_eq!(
+        seen,
+        [
+            refused,
+            refused,
+            "0",
+            "700",
+            "64",
+            "/mnt/alone unbindable",
+            "/mnt/relative unbindable",
+        ]
+    );
+    assert!(bundle.host("data/x").exists());
 }

@@ -66,10 +66,18 @@ pub fn rewrite(
         source: base.join(source),
         target,
         recursive,
-        read_only: has("ro") || has("rro"),
+        read_only: is_read_only(&options),
         ids,
     });
     Ok(())
+}
+
+/// Of `ro` and `rw` the last one counts. What `rro` and `rrw` say is done after that, and setting it after taking it away, as
+/// runc does.
+fn is_read_only(options: &[String]) -> bool {
+    let has = |name: &str| options.iter().any(|option| option == name);
+    let last = options.iter().rev().find(|o| *o == "ro" || *o == "rw");
+    has("rro") || (!has("rrw") && last.is_some_and(|option| option == "ro"))
 }
 
 #[cfg(test)]
@@ -157,6 +165,22 @@ mod tests {
         ] {
             let message = rewritten(json!([mount])).unwrap_err();
             assert_eq!(message, format!("config.json: {why}"));
+        }
+    }
+
+    #[test]
+    fn of_options_that_disagree_about_writing_runcs_choice_counts() {
+        for (options, read_only) in [
+            ("ro", true),
+            ("ro rw", false),
+            ("rw ro", true),
+            ("rro rw", true),
+            ("ro rrw", false),
+            ("rro rrw", true),
+            ("", false),
+        ] {
+            let words: Vec<String> = options.split(' ').map(Into::into).collect();
+            assert_eq!(is_read_only(&words), read_only, "{options}");
         }
     }
 }
