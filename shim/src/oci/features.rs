@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::pod::capabilities;
 
-/// The options that mounts may have beside those of their file systems.
+/// The options that mounts may have beside those of their file systems. Docker asks for `rro` where it finds it here.
 const MOUNT_OPTIONS: &[&str] = &[
     "async",
     "atime",
@@ -14,28 +14,58 @@ const MOUNT_OPTIONS: &[&str] = &[
     "diratime",
     "dirsync",
     "exec",
+    "idmap",
+    "iversion",
+    "lazytime",
+    "loud",
+    "mand",
     "noatime",
     "nodev",
     "nodiratime",
     "noexec",
+    "noiversion",
+    "nolazytime",
+    "nomand",
     "norelatime",
     "nostrictatime",
     "nosuid",
+    "nosymfollow",
     "private",
+    "ratime",
     "rbind",
+    "rdev",
+    "rdiratime",
     "relatime",
-    "remount",
+    "rexec",
+    "ridmap",
+    "rnoatime",
+    "rnodev",
+    "rnodiratime",
+    "rnoexec",
+    "rnorelatime",
+    "rnostrictatime",
+    "rnosuid",
+    "rnosymfollow",
     "ro",
     "rprivate",
+    "rrelatime",
+    "rro",
+    "rrw",
     "rshared",
     "rslave",
+    "rstrictatime",
+    "rsuid",
+    "rsymfollow",
     "runbindable",
     "rw",
     "shared",
+    "silent",
     "slave",
     "strictatime",
     "suid",
+    "symfollow",
     "sync",
+    "tmpcopyup",
     "unbindable",
 ];
 
@@ -47,7 +77,7 @@ pub fn features() -> Value {
         "hooks": ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"],
         "mountOptions": MOUNT_OPTIONS,
         "linux": {
-            "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "user", "uts"],
+            "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"],
             "capabilities": capabilities::all(),
             "cgroup": {"v1": false, "v2": true, "systemd": false, "systemdUser": false, "rdma": false},
             "seccomp": {
@@ -64,6 +94,7 @@ pub fn features() -> Value {
             "apparmor": {"enabled": false},
             "selinux": {"enabled": false},
             "intelRdt": {"enabled": false},
+            "mountExtensions": {"idmap": {"enabled": true}},
         },
         "annotations": {"io.vmbox.version": env!("CARGO_PKG_VERSION")},
     })
@@ -78,5 +109,8 @@ mod tests {
         let parsed: oci_spec::runtime::Features = serde_json::from_value(features()).unwrap();
         assert_eq!(parsed.oci_version_min(), "1.0.0");
         assert_eq!(parsed.hooks().as_ref().unwrap().len(), 6);
+        let linux = parsed.linux().as_ref().unwrap();
+        let extensions = linux.mount_extensions().as_ref().unwrap();
+        assert_eq!(*extensions.idmap().as_ref().unwrap().enabled(), Some(true));
     }
 }
