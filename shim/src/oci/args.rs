@@ -21,7 +21,7 @@ pub struct Globals {
     /// Say more in the log
     #[arg(long)]
     pub debug: bool,
-    /// cgroupsPath is slice:prefix:name
+    /// Have systemd make the container's cgroup: cgroupsPath is slice:prefix:name
     #[arg(long)]
     pub systemd_cgroup: bool,
     /// Only false and auto are possible

@@ -1,7 +1,8 @@
 //! The host's cgroup of a container, which `linux.cgroupsPath` names: the monitor and the keepers are in it, so that
 //! engines and administrators see, weigh and find them there. The container's limits are the guest's to keep.
 //!
-//! cgroup v2 with the cgroupfs driver (runc's libcontainer/cgroups/fs2). systemd's slices are made by systemd alone.
+//! cgroup v2. With the cgroupfs driver the directory is ours to make (runc's libcontainer/cgroups/fs2); with systemd's, it comes
+//! and goes with a unit of systemd's.
 
 use std::{
     fs::{self, File},
@@ -11,8 +12,12 @@ use std::{
 };
 
 use rustix::event::{PollFd, PollFlags, Timespec};
+use serde::{Deserialize, Serialize};
 
-use super::error::OciError;
+use super::{
+    error::OciError,
+    systemd::{Unit, UnitError},
+};
 
 /// Where cgroup v2 is mounted.
 const MOUNT: &str = "/sys/fs/cgroup";
@@ -22,21 +27,48 @@ const CONTROLLERS: [&str; 4] = ["cpu", "memory", "pids", "io"];
 /// How long killed processes may take to be gone.
 const DEATH: Duration = Duration::from_secs(10);
 
-/// The directory of a container's cgroup; `None` where there is none to make.
-pub fn place(named: Option<&Path>, id: &str, systemd: bool) -> Option<PathBuf> {
-    let named = named.filter(|path| !path.as_os_str().is_empty());
-    if systemd || named.is_some_and(is_slice) {
-        return None;
-    }
-    let mount = Path::new(MOUNT);
-    // cgroups(7): on version 2 only.
-    mount.join("cgroup.controllers").exists().then(|| {
-        let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-        mount.join(below(named, id, &own))
-    })
+/// Who makes cgroups.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Driver {
+    /// We do.
+    Cgroupfs,
+    /// systemd does.
+    Systemd,
 }
 
-/// `slice:prefix:name` (runc's docs/systemd.md).
+/// A container's cgroup: what is to be made, and later to be removed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Cgroup {
+    /// A directory of ours.
+    Cgroupfs(PathBuf),
+    /// That of a unit of systemd's.
+    Systemd(Unit),
+}
+
+/// Which cgroup a container is to have; `None` where none can be made.
+///
+/// # Errors
+/// The path names none of systemd's units, though the driver is systemd's.
+pub fn place(driver: Driver, named: Option<&Path>, id: &str) -> Result<Option<Cgroup>, UnitError> {
+    let named = named.filter(|path| !path.as_os_str().is_empty());
+    let cgroup = match driver {
+        Driver::Systemd => {
+            let named = named.map(Path::to_string_lossy);
+            Cgroup::Systemd(Unit::of(named.as_deref(), id)?)
+        }
+        Driver::Cgroupfs if named.is_some_and(is_slice) => return Ok(None),
+        Driver::Cgroupfs => {
+            let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+            Cgroup::Cgroupfs(Path::new(MOUNT).join(below(named, id, &own)))
+        }
+    };
+    // cgroups(7): on version 2 only.
+    let version_2 = Path::new(MOUNT).join("cgroup.controllers").exists();
+    Ok(version_2.then_some(cgroup))
+}
+
+/// `slice:prefix:name`, which is for systemd (runc's docs/systemd.md).
 pub fn is_slice(path: &Path) -> bool {
     path.to_str()
         .is_some_and(|path| path.split(':').count() == 3)
@@ -60,11 +92,65 @@ fn below(named: Option<&Path>, id: &str, own: &str) -> PathBuf {
     names(parent.unwrap_or(Path::new("/"))).join(names(named))
 }
 
+impl Cgroup {
+    /// Its directory.
+    pub fn dir(&self) -> PathBuf {
+        match self {
+            Self::Cgroupfs(dir) => dir.clone(),
+            Self::Systemd(unit) => Path::new(MOUNT).join(unit.cgroup()),
+        }
+    }
+
+    /// A unit is its container's alone: what goes with the container must not be somebody else's.
+    ///
+    /// # Errors
+    /// There is such a unit.
+    pub fn refuse_what_is_there(&self) -> Result<(), OciError> {
+        match self {
+            Self::Systemd(unit) if self.dir().exists() => Err(OciError::Refused(format!(
+                "systemd's unit {} is there already",
+                unit.name()
+            ))),
+            Self::Systemd(_) | Self::Cgroupfs(_) => Ok(()),
+        }
+    }
+
+    /// Makes it for a container, with the process `pid` in it.
+    ///
+    /// # Errors
+    /// The kernel refuses, or systemd.
+    pub fn make(&self, id: &str, pid: u32) -> Result<(), OciError> {
+        match self {
+            Self::Cgroupfs(dir) => make(dir)?,
+            Self::Systemd(unit) => unit.start(id, pid)?,
+        }
+        enter(&self.dir(), pid)
+    }
+
+    /// Removes it; what the pod still needs of it, its monitor, goes to `heir`.
+    ///
+    /// # Errors
+    /// The kernel refuses: somebody else has put a process there. Or systemd does.
+    pub fn remove(&self, heir: Option<&Path>) -> Result<(), OciError> {
+        let dir = self.dir();
+        clear(&dir, heir)?;
+        match self {
+            // A unit has no cgroup before it begins and after it has ended, which it does when its cgroup is empty.
+            Self::Systemd(unit) if dir.exists() => unit.stop()?,
+            Self::Systemd(_) | Self::Cgroupfs(_) => {}
+        }
+        match fs::remove_dir(&dir) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(OciError::host(format!(
+                "remove the cgroup {}",
+                dir.display()
+            ))(error)),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// Makes a cgroup and what is above it, with the controllers that each can hand down.
-///
-/// # Errors
-/// The kernel refuses.
-pub fn make(dir: &Path) -> Result<(), OciError> {
+fn make(dir: &Path) -> Result<(), OciError> {
     let made = || -> io::Result<()> {
         let mut above: Vec<&Path> = dir.ancestors().skip(1).collect();
         above.retain(|path| path.starts_with(MOUNT));
@@ -100,11 +186,8 @@ pub fn processes(dir: &Path) -> Vec<u32> {
     text.lines().filter_map(|line| line.parse().ok()).collect()
 }
 
-/// Removes a container's cgroup; what the pod still needs of it, its monitor, goes to `heir`.
-///
-/// # Errors
-/// The kernel refuses: somebody else has put a process there.
-pub fn remove(dir: &Path, heir: Option<&Path>) -> Result<(), OciError> {
+/// Moves the processes of a cgroup to `heir`, or else ends them.
+fn clear(dir: &Path, heir: Option<&Path>) -> Result<(), OciError> {
     if let Some(heir) = heir {
         for pid in processes(dir) {
             // One that has ended meanwhile needs no place.
@@ -112,18 +195,16 @@ pub fn remove(dir: &Path, heir: Option<&Path>) -> Result<(), OciError> {
         }
     } else if dir.exists() {
         // Keepers of processes that went with their container, on their way out.
-        empty(dir).map_err(OciError::host(format!(
-            "end what is left in {}",
-            dir.display()
-        )))?;
+        match empty(dir) {
+            // systemd was faster.
+            Err(_) if !dir.exists() => {}
+            emptied => emptied.map_err(OciError::host(format!(
+                "end what is left in {}",
+                dir.display()
+            )))?,
+        }
     }
-    match fs::remove_dir(dir) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(OciError::host(format!(
-            "remove the cgroup {}",
-            dir.display()
-        ))(error)),
-        _ => Ok(()),
-    }
+    Ok(())
 }
 
 /// Kills every process in a cgroup and waits until they are gone (cgroup-v2.rst, "cgroup.kill" and "cgroup.events").
@@ -170,20 +251,36 @@ mod tests {
     }
 
     #[test]
-    fn slices_are_systemds() {
-        assert!(is_slice(Path::new("machine.slice:libpod:42")));
-        assert_eq!(place(Some(Path::new("a.slice:b:c")), "web", false), None);
-        assert_eq!(place(Some(Path::new("/a")), "web", true), None);
+    fn a_unit_is_for_systemd_and_a_path_is_not() {
+        let unit = Path::new("a.slice:b:c");
+        assert!(is_slice(unit));
+        assert_eq!(place(Driver::Cgroupfs, Some(unit), "web"), Ok(None));
+        assert!(place(Driver::Systemd, Some(unit), "web").is_ok());
+        assert!(place(Driver::Systemd, Some(Path::new("")), "web").is_ok());
+        assert!(place(Driver::Systemd, Some(Path::new("/a")), "web").is_err());
+    }
+
+    #[test]
+    fn a_cgroup_is_remembered_with_its_driver() {
+        let dir = Cgroup::Cgroupfs("/sys/fs/cgroup/a".into());
+        let unit = Cgroup::Systemd(Unit::of(None, "web").unwrap());
+        for cgroup in [dir, unit] {
+            let text = serde_json::to_string(&cgroup).unwrap();
+            assert_eq!(serde_json::from_str::<Cgroup>(&text).unwrap(), cgroup);
+        }
+        let of_earlier_versions: Cgroup = serde_json::from_str("\"/sys/fs/cgroup/a\"").unwrap();
+        assert_eq!(of_earlier_versions.dir(), Path::new("/sys/fs/cgroup/a"));
     }
 
     #[test]
     fn removing_what_is_gone_is_no_failure() {
         let dir = tempfile::tempdir().unwrap();
         let gone = dir.path().join("gone");
-        remove(&gone, None).unwrap();
+        let cgroup = Cgroup::Cgroupfs(gone.clone());
+        cgroup.remove(None).unwrap();
         std::fs::create_dir(&gone).unwrap();
         std::fs::write(gone.join("cgroup.events"), "populated 0\n").unwrap();
         // Files of a cgroup go with it; here one is left in the way.
-        assert!(remove(&gone, None).is_err());
+        assert!(cgroup.remove(None).is_err());
     }
 }

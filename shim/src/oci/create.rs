@@ -19,7 +19,8 @@ use oci_spec::runtime::Spec;
 use super::{
     Context,
     args::BundleArgs,
-    cgroup, delete,
+    cgroup::{self, Cgroup, Driver},
+    delete,
     error::OciError,
     hooks::HostHooks,
     occupied,
@@ -158,10 +159,10 @@ fn in_directory(
     console: Console<'_>,
     pid_file: Option<&Path>,
 ) -> Result<Child, OciError> {
-    let cgroup = cgroup_of(context, &bundle.spec, id);
+    let cgroup = cgroup_of(context, &bundle.spec, id)?;
     if let Some(cgroup) = &cgroup {
         // Before it is written down as the container's: what is refused here is left as it was.
-        inspect(context, cgroup)?;
+        inspect(context, &cgroup.dir())?;
     }
     let mut place = Place::for_container(context, &mut bundle.spec)?;
     let mut record = Record {
@@ -229,8 +230,7 @@ fn in_pod(
     held.write(record)?;
     context.note(|| format!("container {id}: process {} stands for it", seat.process.pid));
     if let Some(cgroup) = &record.cgroup {
-        cgroup::make(cgroup)?;
-        cgroup::enter(cgroup, seat.process.pid)?;
+        cgroup.make(id.as_str(), seat.process.pid)?;
     }
     bundle
         .hooks
@@ -243,11 +243,10 @@ fn in_pod(
         Netns::At(path) => path.clone(),
         Netns::New => format!("/proc/{}/ns/net", seat.process.pid).into(),
     };
-    place.follow_network(&netns, resolv_conf.as_deref(), record.cgroup.as_deref())?;
-    place.open(
-        &hostname.unwrap_or_else(|| id.to_string()),
-        record.cgroup.as_deref(),
-    )?;
+    let cgroup = record.cgroup.as_ref().map(Cgroup::dir);
+    place.follow_network(&netns, resolv_conf.as_deref(), cgroup.as_deref())?;
+    let hostname = hostname.unwrap_or_else(|| id.to_string());
+    place.open(&hostname, cgroup.as_deref())?;
     context.note(|| {
         format!(
             "container {id}: the guest of {} is up",
@@ -333,18 +332,26 @@ fn program(spec: &Spec) -> String {
         .unwrap_or_default()
 }
 
-/// The cgroup on the host. systemd's are not made: the user is told.
-fn cgroup_of(context: &Context, spec: &Spec, id: &ContainerId) -> Option<PathBuf> {
+/// The cgroup on the host. Where none is made though one is named, the user is told.
+fn cgroup_of(context: &Context, spec: &Spec, id: &ContainerId) -> Result<Option<Cgroup>, OciError> {
     let linux = spec.linux().as_ref();
     let named = linux.and_then(|linux| linux.cgroups_path().as_deref());
-    let place = cgroup::place(named, id.as_str(), context.systemd_cgroup);
-    if let (None, Some(named)) = (&place, named) {
-        context.warn(&format!(
-            "linux.cgroupsPath: {} is not made on the host: only cgroup v2 with the cgroupfs driver is",
-            named.display()
-        ));
+    let cgroup = cgroup::place(context.cgroups, named, id.as_str())?;
+    match (&cgroup, named) {
+        (Some(cgroup), _) => cgroup.refuse_what_is_there()?,
+        (None, Some(named)) => {
+            let why = match cgroup::is_slice(named) && context.cgroups == Driver::Cgroupfs {
+                true => "it is systemd's, which --systemd-cgroup asks for",
+                false => "only cgroup v2 is",
+            };
+            context.warn(&format!(
+                "linux.cgroupsPath: {} is not made on the host: {why}",
+                named.display()
+            ));
+        }
+        (None, None) => {}
     }
-    place
+    Ok(cgroup)
 }
 
 /// Tells of processes that are in the cgroup before the container.

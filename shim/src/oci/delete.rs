@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use super::{
-    Context, cgroup,
+    Context,
+    cgroup::Cgroup,
     error::OciError,
     hooks::HostHooks,
     pods,
@@ -79,14 +80,14 @@ fn remove(held: Held, mut record: Record, warn: impl FnMut(OciError)) -> Result<
 /// Removes a container's cgroup on the host; `mates` are the directories of those whose pod goes on.
 ///
 /// # Errors
-/// Somebody else has put a process there.
+/// Somebody else has put a process there, or systemd does not let it go.
 pub fn leave_cgroup(record: &Record, mates: &[PathBuf]) -> Result<(), OciError> {
-    let Some(dir) = &record.cgroup else {
+    let Some(cgroup) = &record.cgroup else {
         return Ok(());
     };
     let mut mates = mates.iter().filter_map(|mate| Record::read(mate).ok());
-    let heir = mates.find_map(|mate| mate.cgroup.filter(|cgroup| cgroup != dir));
-    cgroup::remove(dir, heir.as_deref())
+    let heir = mates.find_map(|mate| mate.cgroup.filter(|other| other != cgroup));
+    cgroup.remove(heir.as_ref().map(Cgroup::dir).as_deref())
 }
 
 /// Whether nobody will come back for the container in `dir`: its creation or deletion was broken off, or it ended without

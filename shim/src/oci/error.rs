@@ -4,6 +4,7 @@ use std::{io, path::PathBuf};
 
 use ttrpc::Code;
 
+use super::systemd::{SystemdError, UnitError};
 use crate::{
     guest::{AgentError, GreetingError},
     journal::UndoError,
@@ -72,6 +73,19 @@ pub enum OciError {
     /// The monitor could not do something.
     #[error("change the VM's memory")]
     Monitor(#[from] ControlError),
+    /// A cgroup that systemd can't make.
+    #[error(transparent)]
+    CgroupsPath(#[from] UnitError),
+    /// systemd does not make or end a container's unit.
+    #[error("{what} systemd's unit {unit}")]
+    Unit {
+        /// What was attempted.
+        what: &'static str,
+        /// Its name.
+        unit: String,
+        /// Why it failed.
+        source: SystemdError,
+    },
     /// JSON that can't be read.
     #[error("{path}: {source}")]
     Json {

@@ -115,7 +115,7 @@ fn start(
     let netns = Netns::At(format!("/proc/{}/ns/net", keeper.pid).into());
     let seat = Seat::take(&pod, console, &netns, None)?;
     if let Some(cgroup) = &record.cgroup {
-        cgroup::enter(cgroup, seat.process.pid)?;
+        cgroup::enter(&cgroup.dir(), seat.process.pid)?;
     }
     let spec = process.to_string().into_bytes();
     let name = ContainerId::random();

@@ -33,6 +33,7 @@ mod seat;
 mod signal;
 mod spec;
 mod store;
+mod systemd;
 mod update;
 mod verbs;
 mod view;
@@ -49,6 +50,7 @@ pub use run::RunOptions;
 
 use self::{
     args::{BundleArgs, Globals, OciVerb},
+    cgroup::Driver,
     log::{Level, Log},
 };
 use crate::user::{one_line, run_dir};
@@ -63,8 +65,8 @@ pub struct Context {
     root: PathBuf,
     /// Where pods are.
     run: PathBuf,
-    /// `cgroupsPath` is for systemd.
-    systemd_cgroup: bool,
+    /// Who makes containers' cgroups.
+    cgroups: Driver,
     /// Whether steps are told.
     debug: bool,
     log: Log,
@@ -79,7 +81,10 @@ impl Context {
         Ok(Self {
             root: root.unwrap_or_else(|| run.clone()),
             run,
-            systemd_cgroup: globals.systemd_cgroup,
+            cgroups: match globals.systemd_cgroup {
+                true => Driver::Systemd,
+                false => Driver::Cgroupfs,
+            },
             debug: globals.debug,
             log,
         })

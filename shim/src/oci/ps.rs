@@ -7,7 +7,7 @@ use vmbox_protocol::agent::ProcessDetails;
 use super::{
     Context,
     args::{PsArgs, TableFormat},
-    cgroup,
+    cgroup::{self, Cgroup},
     error::OciError,
     list,
     record::{Record, Status},
@@ -44,7 +44,8 @@ fn on_the_host(record: &Record) -> Vec<u32> {
         return Vec::new();
     }
     let own = record.keeper.map(|keeper| keeper.pid);
-    let all = record.cgroup.as_deref().map(cgroup::processes);
+    let dir = record.cgroup.as_ref().map(Cgroup::dir);
+    let all = dir.as_deref().map(cgroup::processes);
     let of_pod = journal::processes_of(&PodDir::at(record.pod.clone()));
     let others = all.into_iter().flatten();
     let others = others.filter(|pid| Some(*pid) != own && !of_pod.contains(pid));

@@ -9,7 +9,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::process::ProcessRef;
+use super::{cgroup::Cgroup, process::ProcessRef};
 use crate::pod::size::Limits;
 
 /// How far a container was brought by our commands; whether its process still lives is another matter.
@@ -82,7 +82,7 @@ pub struct Record {
     pub keeper: Option<ProcessRef>,
     /// Its cgroup on the host, unless it has none.
     #[serde(default)]
-    pub cgroup: Option<PathBuf>,
+    pub cgroup: Option<Cgroup>,
     /// What it may use.
     #[serde(default)]
     pub limits: Limits,
