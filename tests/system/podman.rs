@@ -13,6 +13,7 @@ use crate::kit::{Corner, Done};
 
 mod life;
 mod network;
+mod systemd;
 
 /// Podman's own files, the same for all tests: an image is imported once.
 fn storage() -> &'static PathBuf {
@@ -33,7 +34,7 @@ fn storage() -> &'static PathBuf {
 
 const IMAGE: &str = "localhost/busybox";
 
-/// Podman without systemd, which is not in the virtual host.
+/// Podman without systemd, which does not run in the virtual host.
 fn podman(storage: &std::path::Path) -> Command {
     let mut command = Command::new("podman");
     command.args(["--log-level", "error", "--cgroup-manager", "cgroupfs"]);

@@ -6,6 +6,7 @@ mod network;
 mod processes;
 mod resources;
 mod storm;
+mod systemd;
 
 use std::fs;
 use std::io::Read;
@@ -18,6 +19,8 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::kit::{Corner, Done, monitors, rootfs};
+
+pub use systemd::Systemd;
 
 /// How soon the end of anything must be known: 2 s, and what an emulated host on a busy machine takes beyond that.
 pub const SOON: Duration = Duration::from_secs(20);
