@@ -21,8 +21,6 @@ use super::{
 
 /// Where cgroup v2 is mounted.
 const MOUNT: &str = "/sys/fs/cgroup";
-/// What an ancestor hands down, so that engines find figures.
-const CONTROLLERS: [&str; 4] = ["cpu", "memory", "pids", "io"];
 
 /// How long killed processes may take to be gone.
 const DEATH: Duration = Duration::from_secs(10);
@@ -149,15 +147,16 @@ impl Cgroup {
     }
 }
 
-/// Makes a cgroup and what is above it, with the controllers that each can hand down.
+/// Makes a cgroup and what is above it, with all controllers that each can hand down: what engines read there, and what is written.
 fn make(dir: &Path) -> Result<(), OciError> {
     let made = || -> io::Result<()> {
         let mut above: Vec<&Path> = dir.ancestors().skip(1).collect();
         above.retain(|path| path.starts_with(MOUNT));
         for path in above.into_iter().rev() {
             fs::create_dir_all(path)?;
-            for controller in CONTROLLERS {
-                // A figure less, for engines that ask.
+            let controllers = fs::read_to_string(path.join("cgroup.controllers"))?;
+            for controller in controllers.split_whitespace() {
+                // One by one, as one may be refused: then there is a figure less.
                 let _ = fs::write(
                     path.join("cgroup.subtree_control"),
                     format!("+{controller}"),

@@ -14,13 +14,13 @@ use std::{
     time::SystemTime,
 };
 
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxResources, Spec};
 
 use super::{
     Context,
     args::BundleArgs,
     cgroup::{self, Cgroup, Driver},
-    delete,
+    claims, delete,
     error::OciError,
     hooks::HostHooks,
     occupied,
@@ -219,6 +219,7 @@ fn in_pod(
     let program = program(&bundle.spec);
     let resolv_conf = resolv_conf(&bundle.spec, &bundle.dir);
     let hostname = bundle.spec.hostname().clone();
+    let resources = resources(&bundle.spec);
     let guest = design::for_guest(bundle.spec, id, &bundle.dir)?;
     for field in &guest.left_out {
         context.warn(&format!("config.json: {field}"));
@@ -231,6 +232,14 @@ fn in_pod(
     context.note(|| format!("container {id}: process {} stands for it", seat.process.pid));
     if let Some(cgroup) = &record.cgroup {
         cgroup.make(id.as_str(), seat.process.pid)?;
+        claims::apply(&cgroup.dir(), &resources)?;
+    }
+    if let Some(field) = claims::places_the_vm(&resources)
+        && (record.cgroup.is_none() || !place.is_new())
+    {
+        context.warn(&format!(
+            "config.json: {field}: without effect, as this VM is in no cgroup of the container's own"
+        ));
     }
     bundle
         .hooks
@@ -352,6 +361,12 @@ fn cgroup_of(context: &Context, spec: &Spec, id: &ContainerId) -> Result<Option<
         (None, None) => {}
     }
     Ok(cgroup)
+}
+
+fn resources(spec: &Spec) -> LinuxResources {
+    let linux = spec.linux().as_ref();
+    let resources = linux.and_then(|linux| linux.resources().clone());
+    resources.unwrap_or_default()
 }
 
 /// Tells of processes that are in the cgroup before the container.

@@ -10,6 +10,7 @@
 
 pub mod args;
 mod cgroup;
+mod claims;
 mod create;
 mod delete;
 mod error;

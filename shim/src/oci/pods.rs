@@ -119,6 +119,11 @@ impl Place {
         Ok(place(dir, Some(new)))
     }
 
+    /// Whether its VM is made for this container.
+    pub fn is_new(&self) -> bool {
+        self.new.is_some()
+    }
+
     /// Writes down that `container` is in this pod.
     ///
     /// # Errors

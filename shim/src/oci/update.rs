@@ -7,13 +7,17 @@ use serde_json::{Map, Value, json};
 use super::{
     Context,
     args::UpdateArgs,
+    claims,
     error::OciError,
     pods,
     record::Status,
     store::{self, Held},
     vm::Vm,
 };
-use crate::{guest::Agent, pod::place::PodDir};
+use crate::{
+    guest::Agent,
+    pod::{place::PodDir, size},
+};
 
 /// Changes the limits, and the VM with them.
 ///
@@ -34,11 +38,15 @@ pub fn update(context: &Context, args: &UpdateArgs) -> Result<(), OciError> {
         path: args.resources.clone().unwrap_or_default(),
         source,
     };
-    // Only for what it says of the VM, and to find what is malformed; the agent gets it as it is.
-    let typed = serde_json::from_value(resources.clone()).map_err(malformed)?;
-    let limits = record.limits.changed(&typed);
+    let mut resources = serde_json::from_value(resources).map_err(malformed)?;
+    let limits = record.limits.changed(&resources);
+    if let Some(cgroup) = &record.cgroup {
+        claims::apply(&cgroup.dir(), &resources)?;
+    }
+    size::take_host_only(&mut resources);
     let change = async |agent: &Agent| {
-        let updated = agent.update(&id, resources.to_string().into_bytes()).await;
+        let bytes = serde_json::to_vec(&resources).unwrap_or_default();
+        let updated = agent.update(&id, bytes).await;
         updated.map_err(|error| OciError::Agent("update the container", error))
     };
     let pod = PodDir::at(record.pod.clone());

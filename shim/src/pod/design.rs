@@ -12,7 +12,7 @@ use super::{
     binds::{self, HostBind},
     options::{BadOption, CpuLimit, Disk, MemoryLimit},
     refuse,
-    size::{Limits, MAXIMUM_MEMORY_MIB, Shape},
+    size::{self, Limits, MAXIMUM_MEMORY_MIB, Shape},
 };
 
 /// The tag of the pod's one share.
@@ -162,14 +162,8 @@ pub fn for_guest(mut spec: Spec, id: &ContainerId, base: &Path) -> Result<GuestS
             // The pod's network is the guest's own: the namespace named here is the host's.
             namespaces.retain(|namespace| namespace.typ() != LinuxNamespaceType::Network);
         }
-        if let Some(cpu) = linux
-            .resources_mut()
-            .as_mut()
-            .and_then(|resources| resources.cpu_mut().as_mut())
-        {
-            // Numbers of the host's CPUs and memory nodes, which the guest doesn't have.
-            cpu.set_cpus(None);
-            cpu.set_mems(None);
+        if let Some(resources) = linux.resources_mut() {
+            size::take_host_only(resources);
         }
     }
     Ok(GuestSpec {

@@ -22,6 +22,20 @@ const PERIOD_US: u64 = 100_000;
 /// guest 192 KiB of per-CPU data, and the host a thread and KVM's state, but no processor time.
 const SPARE_VCPUS: usize = 8;
 
+/// Files of a cgroup with numbers of the host's processors and memory nodes, which a guest doesn't have.
+pub const HOST_ONLY: [&str; 2] = ["cpuset.cpus", "cpuset.mems"];
+
+/// Takes what is the host's alone out of the limits that a guest is to keep.
+pub fn take_host_only(resources: &mut LinuxResources) {
+    if let Some(cpu) = resources.cpu_mut() {
+        cpu.set_cpus(None);
+        cpu.set_mems(None);
+    }
+    if let Some(unified) = resources.unified_mut() {
+        unified.retain(|file, _| !HOST_ONLY.contains(&file.as_str()));
+    }
+}
+
 /// What a container may use (config-linux.md#control-groups); None: all there is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]

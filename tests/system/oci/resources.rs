@@ -129,3 +129,41 @@ fn cpus_come_and_go_with_their_quota_and_cost_nothing_while_they_are_gone() {
     waitpid(pid, None).unwrap();
     engine.verb(&["delete", "cpus"]).exits(0);
 }
+
+#[test]
+fn a_vm_is_on_the_hosts_processors_that_were_named_and_weighs_what_it_should() {
+    let engine = Engine::new("oci-claims");
+    let before = engine.corner.inventory();
+    let cpu = |cpus: &str| json!({"cpu": {"cpus": cpus, "mems": "0", "shares": 512}});
+    let bundle = engine.bundle("exec sleep 1000", |config| {
+        config["linux"]["resources"] = cpu("4000");
+    });
+    let create = ["create", "--bundle", bundle.to_str().unwrap(), "claims"];
+    engine
+        .verb(&create)
+        .refuses(1, &["linux.resources.cpu.cpus", "4000"]);
+    engine.corner.assert_nothing_left(&before);
+    engine.bundle("exec sleep 1000", |config| {
+        config["linux"]["resources"] = cpu("0");
+    });
+    let (pid, _output) = engine.create("claims", &bundle);
+    let host =
+        |file: &str| fs::read_to_string(format!("/sys/fs/cgroup/oci-claims/{file}")).unwrap();
+    let seen = ["cpuset.cpus", "cpuset.mems", "cpu.weight"].map(host);
+    assert_eq!(seen, ["0\n", "0\n", "59\n"]);
+    engine
+        .verb(&[
+            "update",
+            "--cpu-share",
+            "1024",
+            "--cpuset-cpus",
+            "0",
+            "claims",
+        ])
+        .exits(0);
+    assert_eq!(host("cpu.weight"), "100\n");
+    kill(pid, Signal::SIGKILL).unwrap();
+    waitpid(pid, None).unwrap();
+    engine.verb(&["delete", "claims"]).exits(0);
+    engine.corner.assert_nothing_left(&before);
+}
