@@ -24,6 +24,8 @@ impl Containerd {
     fn new(name: &'static str) -> Self {
         let corner = Corner::new(name);
         let runtime = write_runtime(&corner);
+        // The parent of all containers' cgroups, named by containerd's namespace, which stays.
+        fs::create_dir_all("/sys/fs/cgroup/default").unwrap();
         busybox::archive(&corner.dir);
         let config = corner.path("config.toml");
         let text = format!(
