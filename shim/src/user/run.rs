@@ -82,7 +82,9 @@ pub fn run(globals: &Globals, args: RunArgs) -> u8 {
         form,
         foreign.is_empty(),
         args.command.is_empty(),
-        args.as_runc().filter(|bundle| !names_a_network(bundle)),
+        // A network that is named is ours to carry, unless nobody of us stays.
+        args.as_runc()
+            .filter(|bundle| args.wants_runc() || !names_a_network(bundle)),
     ) {
         let options = RunOptions {
             detach: args.detach,
