@@ -44,9 +44,9 @@ pub fn update(context: &Context, args: &UpdateArgs) -> Result<(), OciError> {
         claims::apply(&cgroup.dir(), &resources)?;
     }
     size::take_host_only(&mut resources);
+    let for_guest = serde_json::to_vec(&resources).map_err(malformed)?;
     let change = async |agent: &Agent| {
-        let bytes = serde_json::to_vec(&resources).unwrap_or_default();
-        let updated = agent.update(&id, bytes).await;
+        let updated = agent.update(&id, for_guest.clone()).await;
         updated.map_err(|error| OciError::Agent("update the container", error))
     };
     let pod = PodDir::at(record.pod.clone());
