@@ -4,6 +4,8 @@
 //! one instruction). Every figure is the median of [`sample::ROUNDS`] after a warm-up, the sides taking turns.
 
 mod boot;
+mod engines;
+mod keepers;
 mod memory;
 mod peer;
 mod sample;
@@ -24,7 +26,7 @@ pub struct Bench {
 }
 
 /// What can be asked for by name; all of it if nothing is.
-const FIGURES: [&str; 4] = ["sizes", "boot", "start", "memory"];
+const FIGURES: [&str; 5] = ["sizes", "boot", "start", "engines", "memory"];
 
 fn main() -> anyhow::Result<()> {
     let names: Vec<String> = std::env::args().skip(1).collect();
@@ -55,8 +57,12 @@ fn main() -> anyhow::Result<()> {
     if wanted("start") {
         start::compare(&bench)?;
     }
+    if wanted("engines") {
+        engines::compare(&bench)?;
+    }
     if wanted("memory") {
         memory::report(&bench)?;
+        keepers::report(&bench)?;
     }
     Ok(())
 }

@@ -12,9 +12,9 @@ const MEMORY_MIB: u64 = 128;
 
 /// Sums over the mappings of one process, in KiB.
 #[derive(Default)]
-struct Usage {
-    private: u64,
-    pss: u64,
+pub struct Usage {
+    pub private: u64,
+    pub pss: u64,
     guest_pss: u64,
 }
 
@@ -84,7 +84,7 @@ fn pod_processes() -> anyhow::Result<Vec<u32>> {
 }
 
 /// Guest RAM (a mapping of at least half its size) is counted apart.
-fn usage(pid: u32) -> anyhow::Result<Usage> {
+pub fn usage(pid: u32) -> anyhow::Result<Usage> {
     let smaps = fs::read_to_string(format!("/proc/{pid}/smaps"))?;
     let (mut usage, mut is_guest) = (Usage::default(), false);
     for line in smaps.lines() {

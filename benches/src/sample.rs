@@ -86,3 +86,14 @@ pub fn in_turns<T>(mut sides: Vec<Side<'_, T>>) -> anyhow::Result<Vec<Vec<T>>> {
     }
     Ok(measured)
 }
+
+/// One line for each side, and how many times the first one's figure it is.
+pub fn tell(what: &str, names: &[&str], times: Vec<Vec<Duration>>) {
+    let mut first = None;
+    for (name, times) in names.iter().zip(times) {
+        let series = Series::times(&format!("{name} {what}"), times);
+        let median = series.median();
+        let ratio = median / *first.get_or_insert(median);
+        println!("{series}  ({ratio:.2} x {})", names[0]);
+    }
+}

@@ -11,7 +11,7 @@ use anyhow::Context;
 
 use crate::Bench;
 use crate::peer;
-use crate::sample::{Series, Side, in_turns, now};
+use crate::sample::{Side, in_turns, now, tell};
 
 /// A bundle that prints one word: busybox and nothing else, `runc spec`'s own configuration.
 pub fn make_bundle(work: &Path) -> anyhow::Result<PathBuf> {
@@ -69,7 +69,7 @@ pub fn compare(bench: &Bench) -> anyhow::Result<()> {
         };
         Box::new(measure) as Side<'_, _>
     });
-    tell("run: exec → first byte", names, in_turns(sides.into())?);
+    tell("run: exec → first byte", &names, in_turns(sides.into())?);
 
     let idle = idle_bundle(&bench.bundle, &bench.work.join("idle"))?;
     let sides = runtimes.map(|(name, program)| {
@@ -83,24 +83,13 @@ pub fn compare(bench: &Bench) -> anyhow::Result<()> {
     let lives = in_turns(sides.into())?;
     for (what, figure) in FIGURES {
         let times = lives.iter().map(|side| side.iter().map(figure).collect());
-        tell(what, names, times.collect());
+        tell(what, &names, times.collect());
     }
     Ok(())
 }
 
-/// One line for each runtime.
-fn tell(what: &str, names: [&str; 3], times: Vec<Vec<Duration>>) {
-    let mut first = None;
-    for (name, times) in names.into_iter().zip(times) {
-        let series = Series::times(&format!("{name} {what}"), times);
-        let median = series.median();
-        let ratio = median / *first.get_or_insert(median);
-        println!("{series}  ({ratio:.2} x {})", names[0]);
-    }
-}
-
 /// The same root file system under a process that waits.
-fn idle_bundle(bundle: &Path, new: &Path) -> anyhow::Result<PathBuf> {
+pub fn idle_bundle(bundle: &Path, new: &Path) -> anyhow::Result<PathBuf> {
     fs::create_dir_all(new)?;
     let mut config: serde_json::Value =
         serde_json::from_slice(&fs::read(bundle.join("config.json"))?)?;

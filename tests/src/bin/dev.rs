@@ -80,7 +80,7 @@ enum Verb {
         /// Of what; this machine's if not given.
         #[arg(long, value_enum, default_value_t = Arch::native())]
         arch: Arch,
-        /// Which figures: sizes, boot, start, memory; all if none is named.
+        /// Which figures: sizes, boot, start, engines, memory; all if none is named.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
