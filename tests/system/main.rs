@@ -19,6 +19,7 @@ mod network;
 mod oci;
 mod podman;
 mod pods;
+mod seccomp;
 mod share;
 mod signals;
 mod spec;

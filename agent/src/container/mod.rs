@@ -122,12 +122,8 @@ impl Container {
         connection: Connection,
         tools: Tools,
     ) -> Result<Arc<Self>, ContainerError> {
-        let config = serde_json::to_vec(&prepared.spec).map_err(|e| ContainerError::Io {
-            step: "write config.json".into(),
-            source: e.into(),
-        })?;
-        fs::write(bundle.join("config.json"), config)
-            .map_err(ContainerError::io("write config.json"))?;
+        write(bundle, "config.json", &prepared.spec)?;
+        write(bundle, executor::confine::FILE, &prepared.confinement)?;
         let (streams, ends) = Streams::open(
             &tools.dialer,
             connection.ports,
@@ -350,6 +346,13 @@ impl Container {
         remove_traces(&self.id, &self.bundle, &self.cgroup).await;
         Ok(())
     }
+}
+
+fn write(bundle: &Path, name: &str, content: &impl serde::Serialize) -> Result<(), ContainerError> {
+    serde_json::to_vec(content)
+        .map_err(std::io::Error::from)
+        .and_then(|text| fs::write(bundle.join(name), text))
+        .map_err(ContainerError::io(format!("write {name}")))
 }
 
 /// libcontainer says that a hook failed, but not which.

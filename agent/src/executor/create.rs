@@ -37,8 +37,9 @@ pub fn create(channel: &Channel, request: &Request, stdio: Vec<OwnedFd>) -> Resu
     } else {
         None
     };
+    let confinement = super::confine::read(Path::new(bundle))?;
     let mut builder = ContainerBuilder::new(id.to_owned(), SyscallType::default())
-        .with_executor(Workload::new(channel.raw()))
+        .with_executor(Workload::new(channel.raw(), confinement))
         .with_root_path(STATE)
         .map_err(|e| Failure::of("create", chain(&e)))?
         .with_console_socket(console.as_ref().map(|c| c.path.clone()));

@@ -7,17 +7,15 @@ use std::fs;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::path::{Component, Path, PathBuf};
 
-use libcontainer::capabilities;
-use libcontainer::oci_spec::runtime::{LinuxSeccomp, Process, Spec};
-use libcontainer::seccomp::initialize_seccomp;
+use libcontainer::oci_spec::runtime::{Process, Spec};
 use libcontainer::syscall::Syscall;
 use libcontainer::syscall::syscall::create_syscall;
 use nix::errno::Errno;
 use nix::unistd::{Gid, Uid};
 
 use super::channel::{Channel, send_on};
-use super::{Failure, Report, Request, scheduling, workload};
-use crate::spec::named_capabilities;
+use super::{Failure, Report, Request, confine, read_json, scheduling, workload};
+use crate::spec::Confinement;
 use crate::stdio::TerminalMode;
 
 /// Names in /proc/PID/ns and what setns(2) calls them.
@@ -48,7 +46,7 @@ pub fn exec(channel: &Channel, request: &Request, stdio: Vec<OwnedFd>) -> Result
     };
     let process: Process = read_json(Path::new(process))?;
     let spec: Spec = read_json(&Path::new(bundle).join("config.json"))?;
-    let seccomp = spec.linux().as_ref().and_then(|l| l.seccomp().clone());
+    let seccomp = confine::read(Path::new(bundle))?.seccomp;
     let syscall = create_syscall();
 
     let score = process.oom_score_adj().unwrap_or(0);
@@ -82,7 +80,7 @@ pub fn exec(channel: &Channel, request: &Request, stdio: Vec<OwnedFd>) -> Result
         0 => {
             let child = Child {
                 process: &process,
-                seccomp: seccomp.as_ref(),
+                confinement: Confinement::of(&process, seccomp),
                 syscall: syscall.as_ref(),
                 report: channel.raw(),
             };
@@ -98,11 +96,6 @@ pub fn exec(channel: &Channel, request: &Request, stdio: Vec<OwnedFd>) -> Result
             .send(&Report::Started { pid: pid as u32 }, &[])
             .map_err(|e| Failure::of("executor", e)),
     }
-}
-
-fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, Failure> {
-    let bytes = fs::read(path).map_err(|e| Failure::of(&path.display().to_string(), e))?;
-    serde_json::from_slice(&bytes).map_err(|e| Failure::of(&path.display().to_string(), e))
 }
 
 /// A cgroup of the container's, wherever the path says that it is.
@@ -176,7 +169,7 @@ enum Never {}
 /// The process that is about to be the container's.
 struct Child<'a> {
     process: &'a Process,
-    seccomp: Option<&'a LinuxSeccomp>,
+    confinement: Confinement,
     syscall: &'a dyn Syscall,
     report: RawFd,
 }
@@ -212,10 +205,7 @@ impl Child<'_> {
         self.restrict()?;
         let program = workload::find(self.process)?;
         let environment = workload::environment(self.process);
-        if self.gains_no_privileges() {
-            // As late as can be: the filter is for the program, and need not know our calls.
-            self.filter()?;
-        }
+        confine::filter_late(&self.confinement)?;
         Err(workload::execute(self.process, &program, &environment))
     }
 
@@ -254,12 +244,7 @@ impl Child<'_> {
         keep_capabilities(false)
     }
 
-    fn gains_no_privileges(&self) -> bool {
-        self.process.no_new_privileges() == Some(true)
-    }
-
-    /// Capabilities, no_new_privs and, if only a privileged process may load it, the filter, in the order in which each is still
-    /// allowed (config-linux.md#seccomp).
+    /// no_new_privs, the filter if only a privileged process may load it, and capabilities, in the order in which each is still allowed.
     fn restrict(&self) -> Result<(), Failure> {
         // SAFETY: close_range only marks; the numbers above 2 are ours.
         unsafe {
@@ -270,28 +255,12 @@ impl Child<'_> {
                 libc::CLOSE_RANGE_CLOEXEC,
             )
         };
-        if self.gains_no_privileges() {
+        if self.confinement.gains_no_privileges {
             // SAFETY: prctl(PR_SET_NO_NEW_PRIVS) takes integers.
             Errno::result(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) })
                 .map_err(|e| Failure::of("set no_new_privs", e))?;
         }
-        capabilities::reset_effective(self.syscall).map_err(|e| Failure::of("capabilities", e))?;
-        if !self.gains_no_privileges() {
-            self.filter()?;
-        }
-        let wanted = named_capabilities(self.process.capabilities().as_ref());
-        capabilities::drop_privileges(&wanted, self.syscall)
-            .map_err(|e| Failure::of("capabilities", e))
-    }
-
-    fn filter(&self) -> Result<(), Failure> {
-        let Some(seccomp) = self.seccomp else {
-            return Ok(());
-        };
-        match initialize_seccomp(seccomp).map_err(|e| Failure::of("seccomp", e))? {
-            None => Ok(()),
-            Some(_) => Err(Failure::other("seccomp: SCMP_ACT_NOTIFY is not supported")),
-        }
+        confine::drop_privileges(&self.confinement, self.syscall)
     }
 }
 

@@ -13,15 +13,19 @@
 mod causes;
 mod channel;
 pub mod child;
+pub mod confine;
 mod create;
 mod exec;
 pub mod hook;
 pub mod inside;
 mod scheduling;
+mod seccomp;
 mod touches;
 mod workload;
 
+use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use serde::{Deserialize, Serialize};
@@ -198,6 +202,11 @@ pub fn run(request: &Request, stdio: &[OwnedFd]) -> Result<Made, Failure> {
             Err(error) => return Err(Failure::of("executor", error)),
         }
     }
+}
+
+fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, Failure> {
+    let bytes = fs::read(path).map_err(|e| Failure::of(&path.display().to_string(), e))?;
+    serde_json::from_slice(&bytes).map_err(|e| Failure::of(&path.display().to_string(), e))
 }
 
 fn spawn() -> std::io::Result<Channel> {

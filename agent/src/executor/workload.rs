@@ -9,13 +9,15 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use libcontainer::oci_spec::runtime::{Process, Spec};
+use libcontainer::syscall::syscall::create_syscall;
 use libcontainer::workload::{
     Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError,
 };
 use nix::errno::Errno;
 
 use super::channel::send_on;
-use super::{Failure, FailureKind, Report};
+use super::{Failure, FailureKind, Report, confine};
+use crate::spec::Confinement;
 
 /// What runc assumes when a process has no PATH.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -28,14 +30,16 @@ type Found = (PathBuf, Vec<CString>);
 #[derive(Clone)]
 pub struct Workload {
     report: RawFd,
+    confinement: Confinement,
     found: Rc<RefCell<Option<Found>>>,
 }
 
 impl Workload {
     /// Reports on this descriptor, which must be close-on-exec.
-    pub fn new(report: RawFd) -> Self {
+    pub fn new(report: RawFd, confinement: Confinement) -> Self {
         Self {
             report,
+            confinement,
             found: Rc::default(),
         }
     }
@@ -46,18 +50,28 @@ impl Workload {
         let _ = send_on(self.report, &Report::Failed(failure), &[]);
         message
     }
+
+    /// Confines this process and finds its program, as the process itself would.
+    fn prepare(&self, process: &Process) -> Result<Found, Failure> {
+        confine::drop_privileges(&self.confinement, create_syscall().as_ref())?;
+        let found = (find(process)?, environment(process));
+        confine::filter_late(&self.confinement)?;
+        Ok(found)
+    }
 }
 
 impl Executor for Workload {
+    /// libcontainer's last step before it says that the container is created: startContainer hooks are confined too.
     fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
         let Some(process) = spec.process() else {
             return Err(ExecutorValidationError::ArgValidationError(
                 "no process".into(),
             ));
         };
-        let program = find(process)
+        let found = self
+            .prepare(process)
             .map_err(|failure| ExecutorValidationError::ArgValidationError(self.tell(failure)))?;
-        *self.found.borrow_mut() = Some((program, environment(process)));
+        *self.found.borrow_mut() = Some(found);
         Ok(())
     }
 
@@ -131,8 +145,7 @@ fn executable(path: &Path) -> Result<(), Errno> {
     }
 }
 
-/// Asks the kernel, perhaps under the container's seccomp filter: libcontainer loads that before it lets us look for the program. Many
-/// profiles are older than faccessat2(2), and answer it as they answer what they don't know. The older call asks for the real user,
+/// Asks the kernel, perhaps under the container's seccomp filter: who may gain privileges has it already. Many profiles are older than faccessat2(2), and answer it as they answer what they don't know. The older call asks for the real user,
 /// which is the effective one here.
 fn may_execute(path: &CStr) -> Result<(), Errno> {
     let (here, execute) = (libc::AT_FDCWD, libc::X_OK);
@@ -297,7 +310,8 @@ mod tests {
 
     #[test]
     fn program_is_found_under_a_filter_that_is_older_than_faccessat2() {
-        use libcontainer::{oci_spec::runtime::LinuxSeccomp, seccomp::initialize_seccomp};
+        use super::super::seccomp;
+        use libcontainer::oci_spec::runtime::LinuxSeccomp;
         let profile = |errno: u32| -> LinuxSeccomp {
             let call = serde_json::json!({
                 "names": ["faccessat2"], "action": "SCMP_ACT_ERRNO", "errnoRet": errno,
@@ -312,7 +326,7 @@ mod tests {
             let found = std::thread::spawn(move || {
                 gain_no_privileges();
                 // qemu-user, under which these tests run for another architecture, has no filters.
-                initialize_seccomp(&profile).ok()?;
+                seccomp::filter(&profile).ok()?;
                 let missing = find(&process(&["/no/such"], &[])).unwrap_err();
                 Some((find(&process(&["/bin/sh"], &[])).is_ok(), missing.kind))
             });

@@ -3,8 +3,7 @@
 use std::path::Path;
 
 use libcontainer::oci_spec::runtime::{
-    Linux, LinuxDevice, LinuxDeviceType, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg,
-    LinuxSeccompArgBuilder, LinuxSeccompOperator,
+    Linux, LinuxDevice, LinuxDeviceType, LinuxSeccomp, LinuxSeccompAction,
 };
 
 use super::SpecError;
@@ -46,7 +45,6 @@ pub fn fit(linux: &mut Linux, other_users: bool) -> Result<(), SpecError> {
         check_seccomp(seccomp)?;
         // Nothing is sent there.
         seccomp.set_listener_path(None).set_listener_metadata(None);
-        fit_masked_comparisons(seccomp);
     }
     let known = Known::of_this_guest();
     for (number, device) in linux.devices().iter().flatten().enumerate() {
@@ -113,30 +111,6 @@ fn check_seccomp(seccomp: &LinuxSeccomp) -> Result<(), SpecError> {
         }
     }
     Ok(())
-}
-
-/// OCI's SCMP_CMP_MASKED_EQ has the mask in `value` and the datum in `valueTwo` (config-linux.md#seccomp, as runc and
-/// libseccomp); libcontainer 0.7 reads them the other way round, so they are exchanged for it.
-fn fit_masked_comparisons(seccomp: &mut LinuxSeccomp) {
-    let mut calls = seccomp.syscalls().clone();
-    for call in calls.iter_mut().flatten() {
-        let mut args = call.args().clone();
-        args.iter_mut().flatten().for_each(exchange_mask);
-        call.set_args(args);
-    }
-    seccomp.set_syscalls(calls);
-}
-
-fn exchange_mask(arg: &mut LinuxSeccompArg) {
-    if arg.op() == LinuxSeccompOperator::ScmpCmpMaskedEq {
-        *arg = LinuxSeccompArgBuilder::default()
-            .index(arg.index())
-            .value(arg.value_two().unwrap_or(0))
-            .value_two(arg.value())
-            .op(arg.op())
-            .build()
-            .expect("every field without a default is given");
-    }
 }
 
 /// Drivers of this guest's kernel.
@@ -220,21 +194,6 @@ mod tests {
     fn refused(linux: Value, field: &str) {
         let error = fitted(linux).unwrap_err();
         assert!(error.contains(field), "{error}");
-    }
-
-    #[test]
-    fn masked_comparisons_reach_libcontainer_as_it_reads_them() {
-        let fitted = fitted(json!({ "seccomp": { "defaultAction": "SCMP_ACT_ERRNO", "syscalls": [
-            { "names": ["clone"], "action": "SCMP_ACT_ALLOW",
-              "args": [{ "index": 0, "value": 0x7e02_0000u32, "valueTwo": 0, "op": "SCMP_CMP_MASKED_EQ" }] },
-            { "names": ["personality"], "action": "SCMP_ACT_ALLOW",
-              "args": [{ "index": 0, "value": 8, "op": "SCMP_CMP_EQ" }] },
-        ]}}))
-        .unwrap();
-        let args = |n: usize| fitted["seccomp"]["syscalls"][n]["args"][0].clone();
-        assert_eq!(args(0)["value"], 0);
-        assert_eq!(args(0)["valueTwo"], 0x7e02_0000u32);
-        assert_eq!(args(1)["value"], 8);
     }
 
     #[test]

@@ -2,12 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
+mod confinement;
 mod kernel;
 mod mounts;
 mod namespaces;
 mod owner;
 mod process;
 
+pub use confinement::Confinement;
 pub use mounts::Touch;
 pub use namespaces::FindInit;
 pub use owner::Owner;
@@ -90,6 +92,8 @@ pub struct Prepared {
     pub resources: Option<LinuxResources>,
     /// Sysctls of the pod's namespaces, by name.
     pub pod_sysctls: Vec<(String, String)>,
+    /// What its process gives up at last.
+    pub confinement: Confinement,
     /// What the executor does when libcontainer has made the mounts.
     pub touches: Touches,
     /// What it does at the very end.
@@ -125,7 +129,7 @@ pub fn prepare(
         .process()
         .clone()
         .ok_or(SpecError::Missing("process"))?;
-    let process = process::fit(process, terminal, "process")?;
+    let mut process = process::fit(process, terminal, "process")?;
     let asked = spec.linux().clone().ok_or(SpecError::Missing("linux"))?;
     let mut linux = asked.clone();
     namespaces::fit(&mut linux, find)?;
@@ -147,6 +151,7 @@ pub fn prepare(
     };
     let read_only_dev = mounts::has_read_only_dev(&mounts);
     let console = console(&process);
+    let confinement = Confinement::take(&mut process, &mut linux);
     let owner = Owner::of_first(&process, &linux);
     let hooks = spec.hooks().as_ref().map(container_hooks);
     spec.set_process(Some(process))
@@ -159,6 +164,7 @@ pub fn prepare(
         owner,
         resources,
         pod_sysctls,
+        confinement,
         touches,
         read_only_dev,
         console,
@@ -292,14 +298,7 @@ mod tests {
 
     #[test]
     fn unnamed_capability_sets_are_empty() {
-        let spec = prepared(&example()).unwrap().spec;
-        let capabilities = spec
-            .process()
-            .as_ref()
-            .unwrap()
-            .capabilities()
-            .clone()
-            .unwrap();
+        let capabilities = prepared(&example()).unwrap().confinement.capabilities;
         assert_eq!(capabilities.effective(), &Some(Capabilities::new()));
         assert_eq!(capabilities.bounding().as_ref().unwrap().len(), 1);
     }

@@ -20,10 +20,6 @@ pub fn prepare_process(json: &[u8], terminal: bool) -> Result<Process, SpecError
 pub(super) fn fit(mut process: Process, terminal: bool, field: &str) -> Result<Process, SpecError> {
     check(&process).map_err(|(name, why)| SpecError::Value(format!("{field}.{name}: {why}")))?;
     process.set_terminal(Some(terminal));
-    // libcontainer takes an explicit false for a reason to install seccomp filters after the capabilities are gone, which fails.
-    if process.no_new_privileges() == Some(false) {
-        process.set_no_new_privileges(None);
-    }
     let unconfined = [None, Some(""), Some("unconfined")];
     if unconfined.contains(&process.apparmor_profile().as_deref()) {
         process.set_apparmor_profile(None);
