@@ -75,3 +75,23 @@ fn calls_that_are_younger_than_the_profile_are_not_implemented() {
         );
     }
 }
+
+#[test]
+fn a_start_hook_is_filtered_and_named_when_it_dies_of_that() {
+    let mut bundle = Bundle::new("seccomp-hook");
+    bundle.spec["linux"]["seccomp"] = json!({
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [{ "names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_KILL" }],
+    });
+    let hook = |script: &str| json!({ "path": "/bin/sh", "args": ["sh", "-c", script] });
+    bundle.spec["hooks"] = json!({ "startContainer": [
+        hook("grep '\"status\":\"created\"' > /state"),
+        hook("exec mkdir /srv/x"),
+    ]});
+    bundle.refuses(&[
+        "hooks.startContainer[1]",
+        "error running hook",
+        "bad system call",
+    ]);
+    assert!(bundle.inside("/state").exists() && !bundle.inside("/srv/x").exists());
+}

@@ -13,6 +13,7 @@ use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixAddr, recvmsg};
 use nix::unistd::Pid;
 
 use super::channel::Channel;
+use super::start_hooks::StartHooks;
 use super::touches::set_attributes;
 use super::workload::Workload;
 use super::{Failure, Report, Request, STATE};
@@ -38,8 +39,9 @@ pub fn create(channel: &Channel, request: &Request, stdio: Vec<OwnedFd>) -> Resu
         None
     };
     let confinement = super::confine::read(Path::new(bundle))?;
+    let hooks = StartHooks::read(id, bundle).map_err(|e| Failure::of("startContainer hooks", e))?;
     let mut builder = ContainerBuilder::new(id.to_owned(), SyscallType::default())
-        .with_executor(Workload::new(channel.raw(), confinement))
+        .with_executor(Workload::new(channel.raw(), confinement, hooks))
         .with_root_path(STATE)
         .map_err(|e| Failure::of("create", chain(&e)))?
         .with_console_socket(console.as_ref().map(|c| c.path.clone()));

@@ -13,7 +13,7 @@ use std::path::Path;
 
 use libcontainer::oci_spec::runtime::{Hook, HookBuilder, Hooks, Spec};
 
-use super::touches;
+use super::{start_hooks, touches};
 use crate::spec::Touches;
 
 /// argv[1] of such a process.
@@ -22,7 +22,8 @@ const TOUCHES: &str = "touches.json";
 /// Where it says what it was doing, as its output goes nowhere and libcontainer keeps only its exit code.
 const FAILURE: &str = "failure";
 
-/// Has libcontainer run this binary for each createContainer hook, and first for the touches if there are any.
+/// Has libcontainer run this binary for each createContainer hook, and first for the touches if there are any; startContainer hooks are
+/// put aside.
 ///
 /// # Errors
 /// The bundle can't be written to.
@@ -49,7 +50,11 @@ pub fn install(spec: &mut Spec, touches: &Touches, bundle: &Path) -> std::io::Re
         }
         through_us.push(own(words, Some(hook)));
     }
-    if through_us.is_empty() && hooks.start_container().is_none() {
+    start_hooks::put_aside(
+        hooks.start_container().as_deref().unwrap_or_default(),
+        bundle,
+    )?;
+    if through_us.is_empty() {
         spec.set_hooks(None);
         return Ok(());
     }
@@ -58,8 +63,7 @@ pub fn install(spec: &mut Spec, touches: &Touches, bundle: &Path) -> std::io::Re
     // Root of a user namespace is nobody here.
     fs::set_permissions(&failure, fs::Permissions::from_mode(0o666))?;
     let mut kept = Hooks::default();
-    kept.set_create_container(Some(through_us))
-        .set_start_container(hooks.start_container().clone());
+    kept.set_create_container(Some(through_us));
     spec.set_hooks(Some(kept));
     Ok(())
 }
@@ -169,6 +173,6 @@ mod tests {
             (&ours[1]["env"][0], &ours[1]["timeout"]),
             (&json!("A=1"), &json!(3))
         );
-        assert_eq!(made["startContainer"][0]["path"], "/bin/s");
+        assert!(made["startContainer"].is_null());
     }
 }

@@ -20,6 +20,7 @@ pub mod hook;
 pub mod inside;
 mod scheduling;
 mod seccomp;
+mod start_hooks;
 mod touches;
 mod workload;
 
@@ -155,7 +156,7 @@ impl Launch {
         let mut cause = None;
         loop {
             match self.channel.receive() {
-                // Only who fails says a cause: then it has ended without calling execve, a startContainer hook's failure say.
+                // Only who fails says a cause: then it has ended without calling execve.
                 Ok(None) => {
                     return cause.map_or(Ok(terminal), |cause| Err(Failure::other(cause)));
                 }

@@ -16,6 +16,7 @@ use libcontainer::workload::{
 use nix::errno::Errno;
 
 use super::channel::send_on;
+use super::start_hooks::StartHooks;
 use super::{Failure, FailureKind, Report, confine};
 use crate::spec::Confinement;
 
@@ -31,15 +32,17 @@ type Found = (PathBuf, Vec<CString>);
 pub struct Workload {
     report: RawFd,
     confinement: Confinement,
+    hooks: StartHooks,
     found: Rc<RefCell<Option<Found>>>,
 }
 
 impl Workload {
     /// Reports on this descriptor, which must be close-on-exec.
-    pub fn new(report: RawFd, confinement: Confinement) -> Self {
+    pub fn new(report: RawFd, confinement: Confinement, hooks: StartHooks) -> Self {
         Self {
             report,
             confinement,
+            hooks,
             found: Rc::default(),
         }
     }
@@ -85,7 +88,10 @@ impl Executor for Workload {
         else {
             return Err(ExecutorError::InvalidArg);
         };
-        let failure = execute(process, &program, &environment);
+        let failure = match self.hooks.run(spec, &environment) {
+            Ok(()) => execute(process, &program, &environment),
+            Err(why) => Failure::other(why),
+        };
         Err(ExecutorError::Other(self.tell(failure)))
     }
 }
