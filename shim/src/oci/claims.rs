@@ -5,7 +5,7 @@ use std::{fs, io::ErrorKind, path::Path};
 
 use oci_spec::runtime::LinuxResources;
 
-use super::error::OciError;
+use super::{error::OciError, record::Record};
 use crate::pod::size::HOST_ONLY;
 
 /// A value for a file of the container's cgroup.
@@ -53,8 +53,19 @@ pub fn apply(cgroup: &Path, resources: &LinuxResources) -> Result<(), OciError> 
         .try_for_each(|claim| claim.write(cgroup))
 }
 
+/// What of `resources` the container can't have, and why, in words for the user: it has no place on the host of its own.
+pub fn without_effect(resources: &LinuxResources, record: &Record) -> Option<String> {
+    if record.cgroup.is_some() && !record.joined {
+        return None;
+    }
+    let field = places_the_vm(resources)?;
+    Some(format!(
+        "{field}: without effect, as this VM is in no cgroup of the container's own"
+    ))
+}
+
 /// The first field that only a VM of one's own can have, by the whole VM's place on the host.
-pub fn places_the_vm(resources: &LinuxResources) -> Option<String> {
+fn places_the_vm(resources: &LinuxResources) -> Option<String> {
     let mut claims = plan(resources).into_iter();
     claims
         .find(|claim| HOST_ONLY.contains(&claim.file))

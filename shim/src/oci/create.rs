@@ -174,6 +174,7 @@ fn in_directory(
         owner: rustix::process::getuid().as_raw(),
         annotations: annotations(&bundle.spec),
         pod: place.dir.path().to_owned(),
+        joined: !place.is_new(),
         phase: Phase::Creating,
         keeper: None,
         cgroup,
@@ -234,12 +235,8 @@ fn in_pod(
         cgroup.make(id.as_str(), seat.process.pid)?;
         claims::apply(&cgroup.dir(), &resources)?;
     }
-    if let Some(field) = claims::places_the_vm(&resources)
-        && (record.cgroup.is_none() || !place.is_new())
-    {
-        context.warn(&format!(
-            "config.json: {field}: without effect, as this VM is in no cgroup of the container's own"
-        ));
+    if let Some(why) = claims::without_effect(&resources, record) {
+        context.warn(&format!("config.json: {why}"));
     }
     bundle
         .hooks

@@ -76,6 +76,9 @@ pub struct Record {
     pub annotations: BTreeMap<String, String>,
     /// The pod's directory, which has its VM.
     pub pod: PathBuf,
+    /// That VM was made for another container, its sandbox.
+    #[serde(default)]
+    pub joined: bool,
     /// How far it was brought.
     pub phase: Phase,
     /// The process that stands for it.
@@ -209,6 +212,7 @@ mod tests {
             owner: 0,
             annotations: BTreeMap::from([("a".into(), "b".into())]),
             pod: "/run/vmbox/p".into(),
+            joined: false,
             phase,
             keeper,
             cgroup: None,

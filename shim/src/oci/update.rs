@@ -43,6 +43,9 @@ pub fn update(context: &Context, args: &UpdateArgs) -> Result<(), OciError> {
     if let Some(cgroup) = &record.cgroup {
         claims::apply(&cgroup.dir(), &resources)?;
     }
+    if let Some(why) = claims::without_effect(&resources, &record) {
+        context.warn(&why);
+    }
     size::take_host_only(&mut resources);
     let for_guest = serde_json::to_vec(&resources).map_err(malformed)?;
     let change = async |agent: &Agent| {

@@ -167,3 +167,35 @@ fn a_vm_is_on_the_hosts_processors_that_were_named_and_weighs_what_it_should() {
     engine.verb(&["delete", "claims"]).exits(0);
     engine.corner.assert_nothing_left(&before);
 }
+
+#[test]
+fn a_container_that_can_not_place_its_pods_vm_is_told_so() {
+    let engine = Engine::new("oci-no-claims");
+    let bundle = |kind: &str| {
+        engine.bundle("exec sleep 1000", |config| {
+            config["annotations"] = json!({
+                "io.kubernetes.cri.container-type": kind,
+                "io.kubernetes.cri.sandbox-id": "pod",
+            });
+            config["linux"]["cgroupsPath"] = json!(format!("/oci-no-claims/{kind}"));
+        })
+    };
+    let (sandbox, _output) = engine.create("pod", &bundle("sandbox"));
+    let (second, _output) = engine.create("second", &bundle("container"));
+    let update = |id| {
+        let done = engine.verb(&["update", "--cpuset-cpus", "0", id]);
+        assert_eq!(done.code(), 0, "{}", done.stderr);
+        done.stderr
+    };
+    assert_eq!(update("pod"), "");
+    let told = update("second");
+    assert!(
+        told.contains("linux.resources.cpu.cpus: without effect"),
+        "{told}"
+    );
+    for (pid, id) in [(second, "second"), (sandbox, "pod")] {
+        kill(pid, Signal::SIGKILL).unwrap();
+        waitpid(pid, None).unwrap();
+        engine.verb(&["delete", id]).exits(0);
+    }
+}
