@@ -130,6 +130,7 @@ fn options_are_taken_as_runc_takes_them() {
     for (name, options) in [
         ("last", json!(["bind", "ro", "rw", "rslave"])),
         ("all", json!(["rbind", "rro", "rprivate"])),
+        ("mixed", json!(["rbind", "ro"])),
         ("alone", json!(["bind", "runbindable"])),
     ] {
         mount_data(&mut bundle, name, json!({ "options": options }));
@@ -138,10 +139,12 @@ fn options_are_taken_as_runc_takes_them() {
     bundle.mount(json!({ "type": "tmpfs", "destination": "mnt/relative",
                          "options": ["size=64k", "mode=0700", "unbindable"] }));
     let seen = bundle.lines(
-        "cd /mnt; touch last/x; for file in all/x all/below/x; do touch $file 2>&1 | sed 's/.*: //'; done
+        "cd /mnt; touch last/x; for file in all/x all/below/x mixed/x mixed/new; do touch $file 2>&1 | sed 's/.*: //'; done
+         touch mixed/below/x && ls all/below
          ls alone/below | wc -l; stat -c %a relative; df --output=size relative | tail -1 | tr -d ' '
          awk '$5 ~ /^.mnt.(alone|relative)/ { print $5, $7 }' /proc/self/mountinfo",
     );
+    let written = below.join("x").exists();
     umount2(&below, MntFlags::MNT_DETACH).unwrap();
     let refused = "Read-only file system";
     assert_eq!(
@@ -149,6 +152,9 @@ fn options_are_taken_as_runc_takes_them() {
         [
             refused,
             refused,
+            refused,
+            refused,
+            "x",
             "0",
             "700",
             "64",
@@ -156,5 +162,5 @@ fn options_are_taken_as_runc_takes_them() {
             "/mnt/relative unbindable",
         ]
     );
-    assert!(bundle.host("data/x").exists());
+    assert!(written && bundle.host("data/x").exists() && !bundle.host("data/new").exists());
 }

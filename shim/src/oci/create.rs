@@ -34,9 +34,10 @@ use crate::{
     network::{self, NetworkError, PodNetwork, Wanted},
     pod::{
         ContainerId,
-        binds::HostBind,
+        binds::{HostBind, ReadOnly},
         container::spec_bytes,
         design::{self, GuestSpec},
+        mount_table,
         place::Corner,
         refuse,
         rootfs::make_working_dir,
@@ -221,7 +222,8 @@ fn in_pod(
     let resolv_conf = resolv_conf(&bundle.spec, &bundle.dir);
     let hostname = bundle.spec.hostname().clone();
     let resources = resources(&bundle.spec);
-    let guest = design::for_guest(bundle.spec, id, &bundle.dir)?;
+    let mut guest = design::for_guest(bundle.spec, id, &bundle.dir)?;
+    guest.keep_writable_below(mount_table::has_mounts_below);
     for field in &guest.left_out {
         context.warn(&format!("config.json: {field}"));
     }
@@ -403,7 +405,7 @@ fn trees(
         source: rootfs.to_owned(),
         target: design::rootfs_in_share(id),
         recursive: true,
-        read_only: false,
+        read_only: ReadOnly::Nothing,
         ids: None,
     };
     let mut trees = Vec::new();

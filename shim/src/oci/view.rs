@@ -24,7 +24,7 @@ use rustix::{
 use serde::{Deserialize, Serialize};
 
 use crate::pod::{
-    binds::HostBind,
+    binds::{HostBind, ReadOnly},
     design::{GuestSpec, guest_path},
     idmap::IdMap,
     place::{self, PlaceError},
@@ -63,7 +63,7 @@ enum What {
     Bind {
         source: PathBuf,
         recursive: bool,
-        read_only: bool,
+        read_only: ReadOnly,
         ids: Option<IdMap>,
     },
     Proc,
@@ -107,7 +107,11 @@ impl Files {
             source: self.rootfs.clone(),
             target: self.stage.clone(),
             recursive: true,
-            read_only: self.read_only,
+            read_only: if self.read_only {
+                ReadOnly::All
+            } else {
+                ReadOnly::Nothing
+            },
             ids: None,
         })?;
         let stage = open(CWD, &self.stage, ResolveFlags::empty());
@@ -245,7 +249,7 @@ mod tests {
         let volume = What::Bind {
             source: "/bundle/volume".into(),
             recursive: true,
-            read_only: true,
+            read_only: ReadOnly::Top,
             ids: None,
         };
         let seen: Vec<_> = files.mounts.iter().map(|mount| &mount.what).collect();

@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Linux, Mount};
+use serde::{Deserialize, Serialize};
 
 use super::{
     ContainerId,
@@ -22,10 +23,21 @@ pub struct HostBind {
     pub target: PathBuf,
     /// Submounts come along (`rbind`).
     pub recursive: bool,
-    /// Writes are refused on the host as well.
-    pub read_only: bool,
+    /// Where writes are refused, on the host as well.
+    pub read_only: ReadOnly,
     /// Other ids than on disk.
     pub ids: Option<IdMap>,
+}
+
+/// What of a bind mount can't be written to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ReadOnly {
+    /// All of it can.
+    Nothing,
+    /// The mount itself; what is mounted below it is as it is on the host (`ro`).
+    Top,
+    /// And what is mounted below it (`rro`).
+    All,
 }
 
 /// Makes a bind mount of the host one of the share, and notes what must be placed there; `linux` is the container's. What is
@@ -66,7 +78,7 @@ pub fn rewrite(
         source: base.join(source),
         target,
         recursive,
-        read_only: is_read_only(&options),
+        read_only: read_only(&options),
         ids,
     });
     Ok(())
@@ -74,10 +86,22 @@ pub fn rewrite(
 
 /// Of `ro` and `rw` the last one counts. What `rro` and `rrw` say is done after that, and setting it after taking it away, as
 /// runc does.
-fn is_read_only(options: &[String]) -> bool {
+fn read_only(options: &[String]) -> ReadOnly {
     let has = |name: &str| options.iter().any(|option| option == name);
     let last = options.iter().rev().find(|o| *o == "ro" || *o == "rw");
-    has("rro") || (!has("rrw") && last.is_some_and(|option| option == "ro"))
+    match last.map(String::as_str) {
+        _ if has("rro") => ReadOnly::All,
+        Some("ro") if !has("rrw") => ReadOnly::Top,
+        _ => ReadOnly::Nothing,
+    }
+}
+
+/// Has the host alone refuse writes to this read-only mount. What is mounted below it appears in the guest when somebody walks there,
+/// and would then be as read-only as what is above it (Linux' finish_automount).
+pub fn leave_to_host(mount: &mut Mount) {
+    let mut options = mount.options().clone().unwrap_or_default();
+    options.retain(|option| option != "ro");
+    mount.set_options(Some(options));
 }
 
 #[cfg(test)]
@@ -117,8 +141,8 @@ mod tests {
         assert_eq!(
             binds,
             [
-                bind("/host/a", "0", true, true),
-                bind("/bundle/b", "1", false, false)
+                bind("/host/a", "0", true, ReadOnly::Top),
+                bind("/bundle/b", "1", false, ReadOnly::Nothing)
             ]
         );
         let source = |mount: &Mount| mount.source().clone().unwrap();
@@ -170,17 +194,18 @@ mod tests {
 
     #[test]
     fn of_options_that_disagree_about_writing_runcs_choice_counts() {
-        for (options, read_only) in [
-            ("ro", true),
-            ("ro rw", false),
-            ("rw ro", true),
-            ("rro rw", true),
-            ("ro rrw", false),
-            ("rro rrw", true),
-            ("", false),
+        for (options, expected) in [
+            ("ro", ReadOnly::Top),
+            ("ro rw", ReadOnly::Nothing),
+            ("rw ro", ReadOnly::Top),
+            ("ro rro", ReadOnly::All),
+            ("rro rw", ReadOnly::All),
+            ("ro rrw", ReadOnly::Nothing),
+            ("rro rrw", ReadOnly::All),
+            ("", ReadOnly::Nothing),
         ] {
             let words: Vec<String> = options.split(' ').map(Into::into).collect();
-            assert_eq!(is_read_only(&words), read_only, "{options}");
+            assert_eq!(read_only(&words), expected, "{options}");
         }
     }
 }

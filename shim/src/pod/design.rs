@@ -9,7 +9,7 @@ use vmbox_config::{DiskConfig, Mac, NicConfig, ShareConfig, VmConfig, VsockConfi
 
 use super::{
     ContainerId,
-    binds::{self, HostBind},
+    binds::{self, HostBind, ReadOnly},
     options::{BadOption, CpuLimit, Disk, MemoryLimit},
     refuse,
     size::{self, Limits, MAXIMUM_MEMORY_MIB, Shape},
@@ -127,6 +127,21 @@ pub struct GuestSpec {
     pub binds: Vec<HostBind>,
     /// What of the spec is left out, in words for the user, to be told once.
     pub left_out: Vec<String>,
+}
+
+impl GuestSpec {
+    /// Of a read-only mount with others below it, which `has_mounts_below` tells of a path of the host, these stay writable, as with runc.
+    pub fn keep_writable_below(&mut self, has_mounts_below: impl Fn(&Path) -> bool) {
+        let mixed = |bind: &&HostBind| bind.recursive && bind.read_only == ReadOnly::Top;
+        let mixed = self.binds.iter().filter(mixed);
+        let mixed = mixed.filter(|bind| has_mounts_below(&bind.source));
+        let sources: Vec<PathBuf> = mixed.map(|bind| guest_path(&bind.target)).collect();
+        for mount in self.spec.mounts_mut().iter_mut().flatten() {
+            if mount.source().as_ref().is_some_and(|s| sources.contains(s)) {
+                binds::leave_to_host(mount);
+            }
+        }
+    }
 }
 
 /// The path of a container's root file system, relative to the share.
@@ -268,5 +283,28 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(message.contains("process is missing"), "{message}");
+    }
+
+    #[test]
+    fn what_is_mounted_below_a_read_only_mount_is_writable_unless_that_is_not_wanted() {
+        let mut value = minimal();
+        let mount = |name: &str, options: serde_json::Value| serde_json::json!({"destination": name, "source": name, "options": options});
+        value["mounts"] = serde_json::json!([
+            mount("/mixed", serde_json::json!(["rbind", "ro", "nosuid"])),
+            mount("/plain", serde_json::json!(["rbind", "ro"])),
+            mount("/mixed/all", serde_json::json!(["rbind", "ro", "rro"])),
+            mount("/mixed/one", serde_json::json!(["bind", "ro"])),
+        ]);
+        let mut guest = for_guest(spec(value), &id(), Path::new("/")).unwrap();
+        guest.keep_writable_below(|path| path.starts_with("/mixed"));
+        let mounts = guest.spec.mounts().iter().flatten();
+        let options: Vec<String> = mounts
+            .map(|mount| mount.options().clone().unwrap_or_default().join(" "))
+            .collect();
+        assert_eq!(
+            options,
+            ["rbind nosuid", "rbind ro", "rbind ro rro", "bind ro"]
+        );
+        assert_eq!(guest.binds[0].read_only, ReadOnly::Top);
     }
 }

@@ -1,6 +1,9 @@
 //! The mounts that this process sees (proc_pid_mountinfo(5)).
 
-use std::{fs, io, path::PathBuf};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
 
 /// A line of the table.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,6 +23,15 @@ pub struct Mounted {
 pub fn read() -> io::Result<Vec<Mounted>> {
     let table = fs::read_to_string("/proc/self/mountinfo")?;
     Ok(table.lines().filter_map(parse).collect())
+}
+
+/// Whether something is mounted below a path.
+pub fn has_mounts_below(path: &Path) -> bool {
+    let (Ok(path), Ok(table)) = (fs::canonicalize(path), read()) else {
+        return false;
+    };
+    let mut points = table.into_iter().map(|mounted| mounted.mount_point);
+    points.any(|point| point != path && point.starts_with(&path))
 }
 
 /// Its first and fifth field, and the first of those behind the dash.
@@ -47,6 +59,14 @@ fn decoded(field: &str) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_mounted_below_is_not_what_is_mounted_there() {
+        assert!(has_mounts_below(Path::new("/")));
+        for path in ["/proc/self/fd", "/no/such"] {
+            assert!(!has_mounts_below(Path::new(path)), "{path}");
+        }
+    }
 
     #[test]
     fn a_mount_has_its_id_its_place_and_its_type() {

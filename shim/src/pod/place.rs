@@ -316,8 +316,7 @@ impl Spot {
     }
 }
 
-/// Bind-mounts one source into a container's corner of the share, read-only with all of its submounts if asked. The
-/// mount point is made first: a directory for a directory, an empty file for everything else. `target` is relative to
+/// Bind-mounts one source into a container's corner of the share. The mount point is made first: a directory for a directory, an empty file for everything else. `target` is relative to
 /// the corner.
 ///
 /// # Errors
@@ -369,6 +368,7 @@ pub fn mounts_below(dir: &Path) -> io::Result<Vec<PathBuf>> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::binds::ReadOnly;
     use super::*;
 
     #[test]
@@ -401,7 +401,7 @@ mod tests {
             source: "/does/not/exist".into(),
             target: "web/volumes/0".into(),
             recursive: true,
-            read_only: false,
+            read_only: ReadOnly::Nothing,
             ids: None,
         };
         let corner = corner(share.path());

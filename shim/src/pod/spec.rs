@@ -252,7 +252,8 @@ fn mounts(id: &ContainerId, volumes: &[Volume]) -> Vec<Value> {
         mounts.push(json!({"destination": format!("/etc/{name}"), "type": "bind", "source": source, "options": ["bind"]}));
     }
     for volume in volumes {
-        let mode = if volume.read_only { "ro" } else { "rw" };
+        // People who ask for that mean all that they see there.
+        let mode = if volume.read_only { "rro" } else { "rw" };
         mounts.push(
             json!({"destination": volume.destination, "type": "bind", "source": volume.source,
                            "options": ["rbind", mode]}),

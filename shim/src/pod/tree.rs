@@ -13,7 +13,7 @@ use rustix::{
 };
 
 use super::{
-    binds::HostBind,
+    binds::{HostBind, ReadOnly},
     idmap::IdMap,
     mount_table::{self, Mounted},
     place::{Corner, PlaceError},
@@ -47,8 +47,9 @@ impl Tree {
         if let Some(ids) = &bind.ids {
             map_ids(&fd, &bind.source, ids)?;
         }
-        if bind.read_only {
-            change(&fd, &attribute(libc::MOUNT_ATTR_RDONLY), true).map_err(refused)?;
+        let everywhere = bind.read_only == ReadOnly::All;
+        if bind.read_only != ReadOnly::Nothing {
+            change(&fd, &attribute(libc::MOUNT_ATTR_RDONLY), everywhere).map_err(refused)?;
         }
         Ok(Self {
             fd,
@@ -211,7 +212,7 @@ mod tests {
             source: source.into(),
             target: "web/volumes/0".into(),
             recursive: true,
-            read_only: false,
+            read_only: ReadOnly::Nothing,
             ids: None,
         }
     }
@@ -224,17 +225,24 @@ mod tests {
     }
 
     #[test]
-    fn a_read_only_volume_is_read_only_below_its_submounts_too() {
+    fn a_read_only_volume_is_so_below_if_that_was_asked_for() {
         let share = Disk::mounted("share");
         let source = Disk::mounted("below");
         let mut wanted = wanted(source.0.path());
-        wanted.read_only = true;
-        let volume = placed(&share.0.path().join("share"), &wanted).unwrap();
-        for name in ["file", "below/file"] {
-            let error = fs::write(volume.join(name), b"x").unwrap_err();
-            assert_eq!(error.kind(), io::ErrorKind::ReadOnlyFilesystem);
+        for (name, read_only) in [("all", ReadOnly::All), ("top", ReadOnly::Top)] {
+            wanted.read_only = read_only;
+            let share = share.0.path().join("share").join(name);
+            fs::create_dir(&share).unwrap();
+            let volume = placed(&share, &wanted).unwrap();
+            let refused = |file| {
+                let error = fs::write(volume.join(file), b"x").err()?;
+                Some(error.kind())
+            };
+            let no = Some(io::ErrorKind::ReadOnlyFilesystem);
+            let below = no.filter(|_| read_only == ReadOnly::All);
+            assert_eq!([refused("file"), refused("below/file")], [no, below]);
         }
-        fs::write(source.0.path().join("below/file"), b"x").unwrap();
+        fs::write(source.0.path().join("file"), b"x").unwrap();
     }
 
     /// As in a container with a user namespace: 0 and on are 100,000 and on.

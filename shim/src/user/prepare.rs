@@ -17,8 +17,8 @@ use super::{
 use crate::{
     journal::{Journal, Record},
     pod::{
-        binds::HostBind,
-        container, design,
+        binds::{HostBind, ReadOnly},
+        container, design, mount_table,
         place::{self, Corner},
         rootfs, spec,
     },
@@ -108,7 +108,7 @@ fn prepare(plan: &Plan, place: Option<&rootfs::Place>, share: &Path) -> Result<V
                 source: source.clone(),
                 target: design::rootfs_in_share(&plan.id),
                 recursive: true,
-                read_only: false,
+                read_only: ReadOnly::Nothing,
                 ids: None,
             };
             place::bind(&corner, rootfs, &bind)?;
@@ -120,7 +120,8 @@ fn prepare(plan: &Plan, place: Option<&rootfs::Place>, share: &Path) -> Result<V
         }
     };
     rootfs::make_working_dir(&corner.reopen(rootfs)?.proc_path(), &spec)?;
-    let guest = design::for_guest(spec, &plan.id, base)?;
+    let mut guest = design::for_guest(spec, &plan.id, base)?;
+    guest.keep_writable_below(mount_table::has_mounts_below);
     for field in &guest.left_out {
         tracing::warn!("config.json: {field}");
     }
