@@ -26,6 +26,7 @@ use super::{
     occupied,
     pods::Place,
     record::{Phase, Record, Status},
+    sandbox,
     seat::{Console, Netns, Seat},
     store::{self, Held, PROCESS},
     view::{Files, View},
@@ -208,7 +209,7 @@ fn in_pod(
     context: &Context,
     held: &Held,
     id: &ContainerId,
-    bundle: Bundle,
+    mut bundle: Bundle,
     console: Console<'_>,
     place: &mut Place,
     record: &mut Record,
@@ -220,6 +221,10 @@ fn in_pod(
     let resolv_conf = resolv_conf(&bundle.spec, &bundle.dir);
     let hostname = bundle.spec.hostname().clone();
     let resources = resources(&bundle.spec);
+    let rests = place.is_new() && sandbox::may_rest(&bundle.spec);
+    if rests {
+        sandbox::give_the_pods_namespaces(&mut bundle.spec);
+    }
     let guest = design::for_guest(bundle.spec, id, &bundle.dir)?;
     for field in &guest.left_out {
         context.warn(&format!("config.json: {field}"));
@@ -268,13 +273,11 @@ fn in_pod(
         tree.attach(&corner, target)?;
     }
     record.guest_pid = place
-        .create(id, spec, seat.stdio.clone())
+        .create(id, spec, seat.stdio.clone(), rests)
         .map_err(|error| error.about(&program))?;
-    context.note(|| {
-        format!(
-            "container {id}: made, process {} of the guest",
-            record.guest_pid
-        )
+    context.note(|| match record.guest_pid {
+        0 => format!("container {id}: made, without a process in the guest so far"),
+        pid => format!("container {id}: made, process {pid} of the guest"),
     });
     Ok((seat, view))
 }
