@@ -17,7 +17,7 @@ use vmbox_protocol::resolver::RESOLVER;
 use crate::boot::{BootError, Step};
 use crate::container::{Connection, Container, ContainerError, State, Tools};
 use crate::net::{Interface, NetError, Network, Resolver};
-use crate::spec::{self, ContainerId};
+use crate::spec::{self, ContainerId, Init};
 
 /// Where virtio-fs tags appear.
 pub const SHARES: &str = "/run/vmbox/shares";
@@ -138,6 +138,7 @@ impl Pod {
         id: &str,
         spec: &[u8],
         connection: Connection,
+        rests: bool,
     ) -> Result<u32, ContainerError> {
         let id = ContainerId::parse(id)?;
         {
@@ -147,14 +148,7 @@ impl Pod {
             }
             containers.insert(id.clone(), None);
         }
-        let prepared = spec::prepare(spec, &id, connection.terminal, &|other| self.alive(other));
-        let made = match prepared {
-            Ok(prepared) => {
-                Container::create(id.clone(), prepared, connection, self.tools.clone()).await
-            }
-            Err(error) => Err(error.into()),
-        };
-        match made {
+        match self.make(&id, spec, connection, rests).await {
             Ok(container) => {
                 let pid = container.pid();
                 self.containers().insert(id, Some(container));
@@ -167,10 +161,33 @@ impl Pod {
         }
     }
 
+    async fn make(
+        &self,
+        id: &ContainerId,
+        spec: &[u8],
+        connection: Connection,
+        rests: bool,
+    ) -> Result<Arc<Container>, ContainerError> {
+        for other in spec::needed(spec)? {
+            // What is not there is told by the number of its namespace.
+            if let Ok(other) = self.container(&other) {
+                other.wake().await?;
+            }
+        }
+        let find = |other: &str| self.init(other);
+        let prepared = spec::prepare(spec, id, connection.terminal, &find)?;
+        let tools = self.tools.clone();
+        Container::create(id.clone(), prepared, connection, tools, rests).await
+    }
+
     /// The init of a container that has not stopped.
-    fn alive(&self, id: &str) -> Option<u32> {
+    fn init(&self, id: &str) -> Option<Init> {
         let container = self.container(id).ok()?;
-        (container.state() != State::Stopped).then(|| container.pid())
+        match (container.state(), container.pid()) {
+            (State::Stopped, _) => None,
+            (_, 0) => Some(Init::Resting),
+            (_, pid) => Some(Init::Pid(pid)),
+        }
     }
 
     /// A container and its state; None for the container while it is being created.
@@ -214,7 +231,7 @@ impl Pod {
     pub async fn stop_everything(&self) {
         let all: Vec<_> = self.containers().values().flatten().cloned().collect();
         for container in &all {
-            container.cgroup().kill();
+            container.kill_all();
         }
         for container in all {
             if let Ok(init) = container.process("") {
@@ -280,7 +297,7 @@ mod tests {
         let pod = pod();
         for _ in 0..2 {
             let error = pod
-                .create("a", b"{}", Connection::default())
+                .create("a", b"{}", Connection::default(), false)
                 .await
                 .unwrap_err();
             assert!(matches!(error, ContainerError::Spec(_)), "{error}");

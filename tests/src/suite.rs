@@ -9,10 +9,12 @@ use anyhow::{Context as _, Result, bail};
 use crate::arch::Arch;
 use crate::conformance;
 use crate::debian;
+use crate::host::{Host, Model};
 use crate::product::{self, Profile, static_cargo};
 use crate::shell::run;
+use crate::streams::Streams;
 use crate::system::{self, Suite, at_once, panicked};
-use crate::toolchain::Toolchain;
+use crate::test_host::TestHost;
 use crate::workspace::{Workspace, say};
 
 /// Which tests are wanted.
@@ -88,19 +90,40 @@ pub fn run_tests(
     system::run(workspace, &suites, options, filter)
 }
 
-/// Those of all crates, static as the system tests are, so that both share their dependencies' build; another
-/// architecture's run under QEMU's emulation of one process.
+/// Those of all crates, static as the system tests are, so that both share their dependencies' build.
 fn unit_tests(workspace: &Workspace, arch: Arch, filter: &[String]) -> Result<()> {
     say(&format!("unit tests for {arch}"));
-    let mut cargo = static_cargo(workspace, arch, "test")?;
     if !arch.is_native() {
-        Toolchain::cross(workspace, arch)?.emulate(&mut cargo)?;
+        return foreign_unit_tests(workspace, arch, filter);
     }
+    let mut cargo = static_cargo(workspace, arch, "test")?;
     cargo.arg("--workspace");
     if !filter.is_empty() {
         cargo.arg("--").args(filter);
     }
     run(&mut cargo)
+}
+
+/// Another architecture's run in its virtual host. QEMU's emulation of one process lacks too much of Linux: openat2(2), the
+/// calls for mounts, filters of system calls.
+fn foreign_unit_tests(workspace: &Workspace, arch: Arch, filter: &[String]) -> Result<()> {
+    let programs = test_programs(workspace, arch, &[])?;
+    let host = TestHost::Emulated(Host::up(workspace, Model::fast(arch), false)?);
+    let mut failed = Vec::new();
+    for test in programs.iter().filter(|test| test.name != SYSTEM) {
+        say(&format!("{arch} unit tests of {}", test.name));
+        let folder = test.folder.display().to_string();
+        let program = test.program.display().to_string();
+        let start = ["sh", "-c", "cd \"$1\" && shift && exec \"$@\"", "sh"].map(str::to_owned);
+        let argv = [&start, &[folder, program, "--quiet".to_owned()][..], filter].concat();
+        if host.run(&argv, &[], &mut Streams::shown())? != 0 {
+            failed.push(&*test.name);
+        }
+    }
+    if !failed.is_empty() {
+        bail!("{arch} unit tests of {} failed", failed.join(", "));
+    }
+    Ok(())
 }
 
 /// The virtual hosts' roots and the containers' images.
@@ -122,30 +145,56 @@ fn kernels(workspace: &Workspace, archs: &[Arch]) -> Result<()> {
 /// Builds the system tests, static so that they run in any host, and returns their program.
 fn system_tests(workspace: &Workspace, arch: Arch) -> Result<PathBuf> {
     say(&format!("building the {arch} system tests"));
+    let programs = test_programs(workspace, arch, &["--test", SYSTEM])?;
+    let system = programs.into_iter().find(|test| test.name == SYSTEM);
+    Ok(system
+        .context("cargo named no program for the system tests")?
+        .program)
+}
+
+/// The target of the system tests.
+const SYSTEM: &str = "system";
+
+/// A test runner.
+struct TestProgram {
+    /// Of its target.
+    name: String,
+    program: PathBuf,
+    /// Where cargo would run it: its package's.
+    folder: PathBuf,
+}
+
+/// Builds test runners, static: all of them, or those that `options` choose.
+fn test_programs(workspace: &Workspace, arch: Arch, options: &[&str]) -> Result<Vec<TestProgram>> {
     let mut cargo = static_cargo(workspace, arch, "test")?;
-    // The whole workspace, as for the unit tests: otherwise cargo chooses other features for the dependencies.
-    cargo.args([
-        "--workspace",
-        "--test",
-        "system",
-        "--no-run",
-        "--message-format=json",
-    ]);
+    // The whole workspace, whichever are wanted: otherwise cargo chooses other features for the dependencies.
+    cargo
+        .args(["--workspace", "--no-run", "--message-format=json"])
+        .args(options);
     let output = cargo
         .stdin(Stdio::null())
         .stderr(Stdio::inherit())
         .output()
         .context("run cargo")?;
     if !output.status.success() {
-        bail!("the {arch} system tests don't build");
+        bail!("the {arch} tests don't build");
     }
+    let mut programs = Vec::new();
     for line in String::from_utf8(output.stdout)?.lines() {
         let message: serde_json::Value = serde_json::from_str(line)?;
-        if message["target"]["name"] == "system"
-            && let Some(program) = message["executable"].as_str()
+        let text = |value: &serde_json::Value| value.as_str().map(str::to_owned);
+        if message["profile"]["test"] == true
+            && let Some(program) = text(&message["executable"])
+            && let Some(name) = text(&message["target"]["name"])
+            && let Some(manifest) = text(&message["manifest_path"])
         {
-            return Ok(program.into());
+            let folder = PathBuf::from(manifest).parent().map(PathBuf::from);
+            programs.push(TestProgram {
+                name,
+                program: program.into(),
+                folder: folder.context("a manifest has a folder")?,
+            });
         }
     }
-    bail!("cargo named no program for the system tests")
+    Ok(programs)
 }

@@ -80,18 +80,6 @@ impl Toolchain {
             .env("LIBSECCOMP_LIB_PATH", self.libraries());
     }
 
-    /// Lets cargo run what it built, in QEMU's emulation of one process.
-    pub fn emulate(&self, cargo: &mut Command) -> Result<()> {
-        need(&["qemu-user-static"])?;
-        // Debian 12 has it under the first name, Debian 13 under the second.
-        let names = ["-static", ""].map(|end| format!("/usr/bin/qemu-{}{end}", self.arch));
-        let emulator = names.iter().find(|name| Path::new(name).exists());
-        let emulator = emulator.with_context(|| format!("none of {names:?} is there"))?;
-        let shouted = self.arch.triple().to_uppercase().replace('-', "_");
-        cargo.env(format!("CARGO_TARGET_{shouted}_RUNNER"), emulator);
-        Ok(())
-    }
-
     fn libraries(&self) -> PathBuf {
         self.dir.join("usr/lib").join(self.arch.gnu())
     }

@@ -27,6 +27,7 @@ impl Container {
         waits: bool,
     ) -> Result<u32, ContainerError> {
         let _turn = self.turn_to_exec(waits).await?;
+        self.wake_in_turn().await?;
         let process = spec::prepare_process(json, connection.terminal)?;
         if name.is_empty() || lock(&self.execs).contains_key(name) {
             return Err(ContainerError::ProcessExists {
@@ -65,7 +66,7 @@ impl Container {
         connection: Connection,
         place: Option<String>,
     ) -> Result<u32, ContainerError> {
-        let init = Path::new("/proc").join(self.init.pid.to_string());
+        let init = Path::new("/proc").join(self.pid().to_string());
         let owner = Owner::beside(process, &init);
         let file = self.bundle.join("process.json");
         fs::write(&file, serde_json::to_vec(process).unwrap_or_default())
@@ -79,7 +80,7 @@ impl Container {
         .await
         .map_err(ContainerError::io("connect the streams"))?;
         let request = Request::Exec {
-            init_pid: self.init.pid,
+            init_pid: self.pid(),
             bundle: self.bundle.display().to_string(),
             process: file.display().to_string(),
             cgroup: self.cgroup.path().display().to_string(),

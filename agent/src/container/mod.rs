@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
+use tokio::sync::oneshot;
 
 use crate::cgroup::{Cgroup, Program};
-use crate::executor::{self, Failure, Launch, Request};
+use crate::executor::{Failure, Launch};
 use crate::host::Dialer;
 use crate::process::Process;
-use crate::reaper::Reaper;
+use crate::reaper::{ExitStatus, Reaper};
 use crate::spec::{self, ContainerId, Prepared};
 use crate::state::Life;
 pub use crate::state::{Action, ContainerError, State};
@@ -19,6 +20,9 @@ use crate::stdio::{Ports, Streams, TerminalMode};
 use crate::traces::remove_traces;
 
 mod execs;
+mod first;
+
+use first::Recipe;
 
 /// A directory per container with its config.json.
 pub const BUNDLES: &str = "/run/vmbox/bundles";
@@ -64,6 +68,8 @@ pub struct Container {
     life: Life,
     launch: Mutex<Option<Launch>>,
     init: Arc<Process>,
+    /// What init will be made of, while it rests.
+    rest: Mutex<Option<Recipe>>,
     execs: Mutex<HashMap<String, Option<Arc<Process>>>>,
     /// Held by what must not overlap in one container: start, exec, pause, resume, delete.
     turn: tokio::sync::Mutex<()>,
@@ -87,27 +93,22 @@ async fn blocking<T: Send + 'static>(
 }
 
 impl Container {
-    /// Makes a container whose init waits for [`Self::start`]. A failure leaves nothing of it.
+    /// Makes a container whose init waits for [`Self::start`], or `rests` until something needs it. A failure leaves nothing
+    /// of it.
     ///
     /// # Errors
     /// Which step failed, and why.
     pub async fn create(
         id: ContainerId,
-        mut prepared: Prepared,
+        prepared: Prepared,
         connection: Connection,
         tools: Tools,
+        rests: bool,
     ) -> Result<Arc<Self>, ContainerError> {
-        let root = spec::root(&prepared.spec);
-        if !root.is_dir() {
-            return Err(ContainerError::NoRoot(root));
-        }
-        prepared.fit_to_root(|path| executor::inside::mode(&root, path));
         let bundle = Path::new(BUNDLES).join(id.as_str());
         let cgroup = Cgroup::of(&id);
         fs::create_dir_all(&bundle).map_err(ContainerError::io("create the bundle"))?;
-        executor::hook::install(&mut prepared.spec, &prepared.touches, &bundle)
-            .map_err(ContainerError::io("write the hooks"))?;
-        let made = Self::create_in(&id, &bundle, &cgroup, &prepared, connection, tools).await;
+        let made = Self::create_in(&id, &bundle, &cgroup, prepared, connection, tools, rests).await;
         if made.is_err() {
             remove_traces(&id, &bundle, &cgroup).await;
         }
@@ -118,12 +119,11 @@ impl Container {
         id: &ContainerId,
         bundle: &Path,
         cgroup: &Cgroup,
-        prepared: &Prepared,
+        prepared: Prepared,
         connection: Connection,
         tools: Tools,
+        rests: bool,
     ) -> Result<Arc<Self>, ContainerError> {
-        write(bundle, "config.json", &prepared.spec)?;
-        write(bundle, executor::confine::FILE, &prepared.confinement)?;
         let (streams, ends) = Streams::open(
             &tools.dialer,
             connection.ports,
@@ -139,32 +139,25 @@ impl Container {
         let linux = prepared.spec.linux().as_ref();
         let listed = linux.and_then(|linux| linux.devices().as_deref());
         let devices = cgroup.create(prepared.resources.as_ref(), listed.unwrap_or_default())?;
-        let start = tools.reaper.start();
-        let request = Request::Create {
-            id: id.to_string(),
-            bundle: bundle.display().to_string(),
-            terminal: connection.terminal,
-            read_only_dev: prepared.read_only_dev,
+        let recipe = Recipe {
+            id: id.clone(),
+            bundle: bundle.into(),
+            prepared,
+            connection,
+            ends: Arc::new(ends),
         };
-        let made = blocking(move || executor::run(&request, &ends))
-            .await
-            .map_err(|e| with_hook(e, bundle))
-            .map_err(|e| with_cwd(e, &prepared.spec))?;
-        cgroup.limit_pids(prepared.resources.as_ref())?;
-        let exit = start.expect(made.pid);
-        if let Some(terminal) = &made.terminal {
-            if let Some(mode) = connection.terminal_mode(prepared.console) {
-                mode.apply(terminal)
-                    .map_err(ContainerError::io("set the terminal up"))?;
+        let (init, exit, launch) = match rests {
+            true => {
+                let (init, exit) = Process::resting();
+                (init, exit, None)
             }
-            // libcontainer leaves the terminal to root; a user who can't open it again has no working /dev/stderr.
-            let _ = nix::unistd::chown(
-                format!("/proc/{}/fd/0", made.pid).as_str(),
-                Some(prepared.owner.uid.into()),
-                None,
-            );
-        }
-        let init = Arc::new(Process::new(made.pid, made.terminal));
+            false => {
+                let first = recipe.make(&tools.reaper).await?;
+                let init = Process::new(first.pid, first.terminal);
+                (init, first.exit, Some(first.launch))
+            }
+        };
+        cgroup.limit_pids(recipe.prepared.resources.as_ref())?;
         let container = Arc::new(Self {
             id: id.clone(),
             tools: tools.clone(),
@@ -172,27 +165,32 @@ impl Container {
             cgroup: cgroup.clone(),
             devices: Mutex::new(devices),
             life: Life::of_created(),
-            launch: Mutex::new(Some(made.launch)),
-            init,
+            launch: Mutex::new(launch),
+            init: Arc::new(init),
+            // Else dropped: our own copy of the process' ends would keep its streams open.
+            rest: Mutex::new(rests.then_some(recipe)),
             execs: Mutex::default(),
             turn: tokio::sync::Mutex::default(),
         });
-        let followed = container.clone();
-        tokio::spawn(async move {
-            let on_exit = || {
-                followed.life.go_to(State::Stopped);
-                // What shares no PID namespace with init outlives it otherwise, and holds its streams.
-                followed.cgroup.kill();
-                followed.cgroup.oom_kills() > 0
-            };
-            followed.init.follow(streams, exit, on_exit).await;
-        });
+        tokio::spawn(container.clone().follow(streams, exit));
         Ok(container)
     }
 
-    /// Its init's process id.
+    /// To its end.
+    async fn follow(self: Arc<Self>, streams: Streams, exit: oneshot::Receiver<ExitStatus>) {
+        let on_exit = || {
+            self.life.go_to(State::Stopped);
+            drop(lock(&self.rest).take());
+            // What shares no PID namespace with init outlives it otherwise, and holds its streams.
+            self.cgroup.kill();
+            self.cgroup.oom_kills() > 0
+        };
+        self.init.follow(streams, exit, on_exit).await;
+    }
+
+    /// Its init's process id; 0 while that rests.
     pub fn pid(&self) -> u32 {
-        self.init.pid
+        self.init.pid()
     }
 
     /// Where it is in its life.
@@ -225,18 +223,9 @@ impl Container {
     pub async fn start(&self) -> Result<(), ContainerError> {
         let _turn = self.turn.lock().await;
         self.check(Action::Start)?;
-        let socket = Path::new(executor::STATE)
-            .join(self.id.as_str())
-            .join("notify.sock");
-        let launch = lock(&self.launch).take();
-        blocking(move || {
-            notify(&socket).map_err(|error| Failure {
-                kind: executor::FailureKind::Other,
-                message: format!("start: {error}"),
-            })?;
-            launch.map_or(Ok(()), Launch::wait)
-        })
-        .await?;
+        if lock(&self.rest).is_none() {
+            self.launch().await?;
+        }
         self.life.go_to(State::Running);
         Ok(())
     }
@@ -251,10 +240,13 @@ impl Container {
             return signal_process(&self.init, signal);
         }
         if signal == libc::SIGKILL as u32 {
-            self.cgroup.kill();
+            self.kill_all();
             return Ok(());
         }
         self.check(Action::Kill)?;
+        if lock(&self.rest).is_some() {
+            return signal_process(&self.init, signal);
+        }
         let number = i32::try_from(signal).ok().filter(|n| (0..=64).contains(n));
         let number = number.ok_or(ContainerError::Signal {
             signal,
@@ -265,6 +257,15 @@ impl Container {
             unsafe { libc::kill(pid as libc::pid_t, number) };
         }
         Ok(())
+    }
+
+    /// Kills every process, and a container whose process rests.
+    pub fn kill_all(&self) {
+        self.cgroup.kill();
+        if self.pid() == 0 {
+            // It may have ended.
+            let _ = self.init.signal(libc::SIGKILL as u32);
+        }
     }
 
     /// Changes limits; those that are not named stay.
@@ -341,51 +342,10 @@ impl Container {
         } else {
             Action::Delete
         })?;
-        self.cgroup.kill();
+        self.kill_all();
         self.init.wait().await;
         remove_traces(&self.id, &self.bundle, &self.cgroup).await;
         Ok(())
-    }
-}
-
-fn write(bundle: &Path, name: &str, content: &impl serde::Serialize) -> Result<(), ContainerError> {
-    serde_json::to_vec(content)
-        .map_err(std::io::Error::from)
-        .and_then(|text| fs::write(bundle.join(name), text))
-        .map_err(ContainerError::io(format!("write {name}")))
-}
-
-/// libcontainer says that a hook failed, but not which.
-fn with_hook(error: ContainerError, bundle: &Path) -> ContainerError {
-    match (error, executor::hook::failure(bundle)) {
-        (ContainerError::Executor(mut failure), Some(which))
-            if failure.message.contains("hook") =>
-        {
-            failure.message = if which.contains(": ") {
-                which
-            } else {
-                format!("{which}: {}", failure.message)
-            };
-            failure.into()
-        }
-        (error, _) => error,
-    }
-}
-
-/// libcontainer says that it could not chdir, but not where to.
-fn with_cwd(error: ContainerError, spec: &libcontainer::oci_spec::runtime::Spec) -> ContainerError {
-    match (error, spec.process()) {
-        (ContainerError::Executor(mut failure), Some(process))
-            if failure.message.contains("failed to chdir") =>
-        {
-            failure.message = format!(
-                "process.cwd: {}: {}",
-                process.cwd().display(),
-                failure.message
-            );
-            failure.into()
-        }
-        (error, _) => error,
     }
 }
 
@@ -397,13 +357,4 @@ pub fn signal_process(process: &Process, signal: u32) -> Result<(), ContainerErr
     process
         .signal(signal)
         .map_err(|source| ContainerError::Signal { signal, source })
-}
-
-/// libcontainer's init waits on this socket. By its short name, as a socket's path has room for 107 characters only.
-fn notify(socket: &Path) -> std::io::Result<()> {
-    use std::io::Write;
-    use std::os::fd::AsRawFd;
-    let directory = fs::File::open(socket.parent().unwrap_or(Path::new("/")))?;
-    let short = format!("/proc/self/fd/{}/notify.sock", directory.as_raw_fd());
-    std::os::unix::net::UnixStream::connect(short)?.write_all(b"start")
 }

@@ -25,7 +25,7 @@ impl vmbox_protocol::agent_ttrpc::Containers for ContainersService {
         let connection = connection(request.stdio.as_ref());
         let pid = self
             .0
-            .create(&request.id, &request.spec, connection)
+            .create(&request.id, &request.spec, connection, request.rests)
             .await
             .map_err(status)?;
         Ok(CreateResponse {

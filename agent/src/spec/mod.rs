@@ -11,7 +11,7 @@ mod process;
 
 pub use confinement::Confinement;
 pub use mounts::Touch;
-pub use namespaces::FindInit;
+pub use namespaces::{FindInit, Init, needed};
 pub use owner::Owner;
 pub use process::{named_capabilities, prepare_process};
 
@@ -82,7 +82,7 @@ fn parse<T: serde::de::DeserializeOwned>(json: &[u8]) -> Result<T, SpecError> {
 }
 
 /// What the agent makes of a config.json.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Prepared {
     /// The spec for the executor.
     pub spec: Spec,
@@ -342,7 +342,7 @@ mod tests {
         config["linux"]["namespaces"] =
             json!([{ "type": "user", "path": "container:web" }, { "type": "mount" }]);
         let id = ContainerId::parse("a").unwrap();
-        let find = |id: &str| (id == "web").then_some(u32::MAX);
+        let find = |id: &str| (id == "web").then_some(Init::Pid(u32::MAX));
         let prepared = prepare(config.to_string().as_bytes(), &id, false, &find).unwrap();
         let mounts = prepared.spec.mounts().clone().unwrap();
         assert_eq!(mounts[0].source().as_deref(), Some(Path::new("/sys")));

@@ -7,8 +7,38 @@ use libcontainer::oci_spec::runtime::{Linux, LinuxNamespace, LinuxNamespaceType,
 
 use super::SpecError;
 
-/// Finds the init of a container of the pod that has not stopped.
-pub type FindInit<'a> = &'a dyn Fn(&str) -> Option<u32>;
+/// The first process of a container of the pod that has not stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Init {
+    /// Its id.
+    Pid(u32),
+    /// There is none so far, as nothing has needed it; it would be in the pod's IPC, UTS and network namespaces.
+    Resting,
+}
+
+/// Finds it.
+pub type FindInit<'a> = &'a dyn Fn(&str) -> Option<Init>;
+
+/// The containers whose first process a container needs, to be in namespaces that end with that.
+///
+/// # Errors
+/// It is no config.json.
+pub fn needed(json: &[u8]) -> Result<BTreeSet<String>, SpecError> {
+    let spec: Spec = super::parse(json)?;
+    let namespaces = spec
+        .linux()
+        .iter()
+        .flat_map(|l| l.namespaces().iter().flatten());
+    let ending = namespaces.filter(|namespace| !is_kept(namespace.typ()));
+    let ids = ending.filter_map(|n| path(n)?.strip_prefix("container:").map(str::to_owned));
+    Ok(ids.collect())
+}
+
+/// Whether a container whose process rests has it all the same: the pod's.
+fn is_kept(kind: LinuxNamespaceType) -> bool {
+    use LinuxNamespaceType::{Ipc, Network, Uts};
+    matches!(kind, Ipc | Network | Uts)
+}
 
 /// Turns `container:ID` into paths of this guest's /proc and leaves out the `pod`'s namespaces, which every process has anyway.
 ///
@@ -36,8 +66,13 @@ pub fn fit(linux: &mut Linux, find: FindInit<'_>) -> Result<(), SpecError> {
                     let why = format!("{path:?} is neither container:ID nor pod");
                     return Err(error(why));
                 };
-                let Some(pid) = find(id) else {
-                    return Err(error(format!("no container {id:?} runs in this pod")));
+                let pid = match find(id) {
+                    Some(Init::Pid(pid)) => pid,
+                    Some(Init::Resting) if is_kept(namespace.typ()) => continue,
+                    Some(Init::Resting) => {
+                        return Err(error(format!("container {id:?} has no process")));
+                    }
+                    None => return Err(error(format!("no container {id:?} runs in this pod"))),
                 };
                 namespace.set_path(Some(PathBuf::from(format!(
                     "/proc/{pid}/ns/{}",
@@ -228,7 +263,12 @@ mod tests {
 
     fn fitted(namespaces: Value) -> Result<Value, String> {
         let mut linux = linux(json!({ "namespaces": namespaces }));
-        fit(&mut linux, &|id| (id == "web").then_some(17)).map_err(|e| e.to_string())?;
+        let find = |id: &str| match id {
+            "web" => Some(Init::Pid(17)),
+            "resting" => Some(Init::Resting),
+            _ => None,
+        };
+        fit(&mut linux, &find).map_err(|e| e.to_string())?;
         Ok(serde_json::to_value(linux.namespaces()).unwrap())
     }
 
@@ -239,6 +279,31 @@ mod tests {
             fitted(namespaces).unwrap(),
             json!([{ "type": "mount" }, { "type": "network", "path": "/proc/17/ns/net" }])
         );
+    }
+
+    #[test]
+    fn a_sandbox_that_rests_lends_the_pods_namespaces() {
+        let of = |kind: &str| json!([{ "type": "mount" }, { "type": kind, "path": "container:resting" }]);
+        let none = json!([{ "type": "mount" }]);
+        for kind in ["ipc", "uts", "network"] {
+            assert_eq!(fitted(of(kind)).unwrap(), none, "{kind}");
+        }
+        for kind in ["pid", "user", "cgroup"] {
+            assert!(
+                fitted(of(kind)).unwrap_err().contains("no process"),
+                "{kind}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_process_is_needed_for_what_ends_with_it() {
+        let spec = json!({ "ociVersion": "1.2.0", "linux": { "namespaces": [
+            { "type": "ipc", "path": "container:a" }, { "type": "pid", "path": "container:b" }, { "type": "uts" },
+            { "type": "cgroup", "path": "container:b" }, { "type": "user", "path": "pod" },
+        ] } });
+        let needed = needed(spec.to_string().as_bytes()).unwrap();
+        assert_eq!(needed.into_iter().collect::<Vec<_>>(), ["b"]);
     }
 
     #[test]

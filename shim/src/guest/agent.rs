@@ -144,7 +144,8 @@ impl Agent {
         Ok(())
     }
 
-    /// Makes a container whose init process waits for [`Self::start`]; its process id in the guest.
+    /// Makes a container whose init process waits for [`Self::start`], or `rests` until something needs it; its process id in
+    /// the guest, 0 for none so far.
     ///
     /// # Errors
     /// The agent refused, or is gone.
@@ -153,11 +154,13 @@ impl Agent {
         id: &ContainerId,
         spec: Vec<u8>,
         stdio: Stdio,
+        rests: bool,
     ) -> Result<u32, AgentError> {
         let request = CreateRequest {
             id: id.to_string(),
             spec,
             stdio: Some(stdio).into(),
+            rests,
             ..Default::default()
         };
         let answer = self

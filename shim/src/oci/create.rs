@@ -26,6 +26,7 @@ use super::{
     occupied,
     pods::Place,
     record::{Phase, Record, Status},
+    sandbox,
     seat::{Console, Netns, Seat},
     store::{self, Held, PROCESS},
     view::{Files, View},
@@ -210,7 +211,7 @@ fn in_pod(
     context: &Context,
     held: &Held,
     id: &ContainerId,
-    bundle: Bundle,
+    mut bundle: Bundle,
     console: Console<'_>,
     place: &mut Place,
     record: &mut Record,
@@ -222,6 +223,10 @@ fn in_pod(
     let resolv_conf = resolv_conf(&bundle.spec, &bundle.dir);
     let hostname = bundle.spec.hostname().clone();
     let resources = resources(&bundle.spec);
+    let rests = place.is_new() && sandbox::may_rest(&bundle.spec);
+    if rests {
+        sandbox::give_the_pods_namespaces(&mut bundle.spec);
+    }
     let mut guest = design::for_guest(bundle.spec, id, &bundle.dir)?;
     guest.keep_writable_below(mount_table::has_mounts_below);
     for field in &guest.left_out {
@@ -267,13 +272,11 @@ fn in_pod(
         tree.attach(&corner, target)?;
     }
     record.guest_pid = place
-        .create(id, spec, seat.stdio.clone())
+        .create(id, spec, seat.stdio.clone(), rests)
         .map_err(|error| error.about(&program))?;
-    context.note(|| {
-        format!(
-            "container {id}: made, process {} of the guest",
-            record.guest_pid
-        )
+    context.note(|| match record.guest_pid {
+        0 => format!("container {id}: made, without a process in the guest so far"),
+        pid => format!("container {id}: made, process {pid} of the guest"),
     });
     Ok((seat, view))
 }

@@ -214,13 +214,19 @@ impl Place {
         Ok(follower::settle(&self.dir)?)
     }
 
-    /// Has the agent create the container; the process id of its init in the guest.
+    /// Has the agent create the container; the process id of its init in the guest, 0 for one that `rests`.
     ///
     /// # Errors
     /// The agent refused, or the guest is gone.
-    pub fn create(&self, id: &ContainerId, spec: Vec<u8>, stdio: Stdio) -> Result<u32, NotMade> {
+    pub fn create(
+        &self,
+        id: &ContainerId,
+        spec: Vec<u8>,
+        stdio: Stdio,
+        rests: bool,
+    ) -> Result<u32, NotMade> {
         let agent = self.agent.as_ref().ok_or(NotMade(AgentError::Gone))?;
-        let create = agent.create(id, spec, stdio);
+        let create = agent.create(id, spec, stdio, rests);
         self.runtime.block_on(create).map_err(NotMade)
     }
 

@@ -94,7 +94,12 @@ pub async fn run(
         None
     };
     agent
-        .create(launch.id, launch.spec.to_vec(), streams.stdio.clone())
+        .create(
+            launch.id,
+            launch.spec.to_vec(),
+            streams.stdio.clone(),
+            false,
+        )
         .await
         .map_err(ContainerError::Create)?;
     launch.timing.mark("container created");

@@ -5,6 +5,7 @@ mod files;
 mod network;
 mod processes;
 mod resources;
+mod sandbox;
 mod storm;
 mod systemd;
 
