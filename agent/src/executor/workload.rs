@@ -151,8 +151,9 @@ fn executable(path: &Path) -> Result<(), Errno> {
     }
 }
 
-/// Asks the kernel, perhaps under the container's seccomp filter: who may gain privileges has it already. Many profiles are older than faccessat2(2), and answer it as they answer what they don't know. The older call asks for the real user,
-/// which is the effective one here.
+/// Asks the kernel, perhaps under the container's seccomp filter: who may gain privileges has it already. Many profiles are
+/// older than faccessat2(2), and answer it as they answer what they don't know. The older call asks for the real user, which
+/// is the effective one here.
 fn may_execute(path: &CStr) -> Result<(), Errno> {
     let (here, execute) = (libc::AT_FDCWD, libc::X_OK);
     // SAFETY: a NUL-terminated path that lives across the call.
