@@ -24,7 +24,7 @@ use super::idmap::IdMap;
 /// Not privileged, no room for one more, or mappings that the kernel doesn't take.
 pub fn with(map: &IdMap) -> io::Result<OwnedFd> {
     let (end, alive) = pipe_with(PipeFlags::CLOEXEC)?;
-    let pid = fork_into_one(&end, &alive)?;
+    let pid = fork_into_one(&end)?;
     let made = open(pid, map);
     drop(alive);
     // It fails only if SIGCHLD is ignored, and then nothing is left to be waited for.
@@ -64,14 +64,14 @@ fn write_map(file: PathBuf, lines: &[LinuxIdMapping]) -> io::Result<()> {
 }
 
 /// Forks a process into a user namespace of its own, where it waits for the end of the pipe and ends.
-fn fork_into_one(end: &OwnedFd, alive: &OwnedFd) -> io::Result<Pid> {
+fn fork_into_one(end: &OwnedFd) -> io::Result<Pid> {
     let flags = libc::c_long::from(libc::CLONE_NEWUSER | libc::SIGCHLD);
     let none: libc::c_long = 0;
     // SAFETY: with these flags and no stack it is fork(2): the child goes on with a copy of our memory, and does what the child
     // of many threads may do, system calls alone, until it ends in `wait_and_end`.
     let pid = unsafe { libc::syscall(libc::SYS_clone, flags, none, none, none, none) };
     if pid == 0 {
-        wait_and_end(end, alive);
+        wait_and_end(end);
     }
     let pid = i32::try_from(pid).ok().filter(|pid| *pid > 0);
     pid.and_then(Pid::from_raw).ok_or_else(why_not)
@@ -88,10 +88,16 @@ fn why_not() -> io::Error {
     }
 }
 
-fn wait_and_end(end: &OwnedFd, alive: &OwnedFd) -> ! {
-    // SAFETY: a descriptor of this process alone, which nobody uses before it ends.
-    unsafe { libc::close(alive.as_raw_fd()) };
-    while rustix::io::read(end, &mut [0; 1]) == Err(Errno::INTR) {}
+/// With no descriptor but its own: an end of another thread's pipe among those that were inherited would keep that one's
+/// child waiting for this one, and perhaps this one for that.
+fn wait_and_end(end: &OwnedFd) -> ! {
+    let none: libc::c_uint = 0;
+    // SAFETY: integers and descriptors of this process alone, which uses none of those it closes.
+    unsafe {
+        libc::dup2(end.as_raw_fd(), libc::STDIN_FILENO);
+        libc::syscall(libc::SYS_close_range, 1, libc::c_uint::MAX, none);
+    }
+    while rustix::io::read(rustix::stdio::stdin(), &mut [0; 1]) == Err(Errno::INTR) {}
     // SAFETY: it runs nothing of what was to be run at our own exit.
     unsafe { libc::_exit(0) }
 }
@@ -99,6 +105,20 @@ fn wait_and_end(end: &OwnedFd, alive: &OwnedFd) -> ! {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn threads_that_make_some_at_once_do_not_wait_for_one_another() {
+        let line = serde_json::json!({ "containerID": 0, "hostID": 100_000, "size": 65536 });
+        let lines = serde_json::json!([line]);
+        let map = serde_json::json!({ "uids": lines, "gids": lines, "recursive": false });
+        let map: IdMap = serde_json::from_value(map).unwrap();
+        let allowed = with(&map).is_ok();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| assert!((0..50).all(|_| with(&map).is_ok() == allowed)));
+            }
+        });
+    }
 
     #[test]
     fn a_page_of_mappings_is_too_much() {
