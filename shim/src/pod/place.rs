@@ -316,8 +316,8 @@ impl Spot {
     }
 }
 
-/// Bind-mounts one source into a container's corner of the share. The mount point is made first: a directory for a directory, an empty file for everything else. `target` is relative to
-/// the corner.
+/// Bind-mounts one source into a container's corner of the share. The mount point is made first: a directory for a
+/// directory, an empty file for everything else. `target` is relative to the corner.
 ///
 /// # Errors
 /// The source is missing, or the kernel refuses.

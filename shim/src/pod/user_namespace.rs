@@ -92,11 +92,10 @@ fn why_not() -> io::Error {
 /// child waiting for this one, and perhaps this one for that.
 fn wait_and_end(end: &OwnedFd) -> ! {
     let none: libc::c_uint = 0;
-    // SAFETY: integers and descriptors of this process alone, which uses none of those it closes.
-    unsafe {
-        libc::dup2(end.as_raw_fd(), libc::STDIN_FILENO);
-        libc::syscall(libc::SYS_close_range, 1, libc::c_uint::MAX, none);
-    }
+    // It fails for no descriptor that is open.
+    let _ = rustix::stdio::dup2_stdin(end);
+    // SAFETY: integers; this process, which is all alone, uses none of the descriptors that are closed.
+    unsafe { libc::syscall(libc::SYS_close_range, 1, libc::c_uint::MAX, none) };
     while rustix::io::read(rustix::stdio::stdin(), &mut [0; 1]) == Err(Errno::INTR) {}
     // SAFETY: it runs nothing of what was to be run at our own exit.
     unsafe { libc::_exit(0) }
