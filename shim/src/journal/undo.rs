@@ -100,8 +100,9 @@ pub fn undo(dir: &PodDir) -> Result<(), UndoError> {
     remove(dir.path())
 }
 
-/// How long a killed process may take to be gone.
-const DEATH: Duration = Duration::from_secs(5);
+/// How long a killed process may take to be gone. A monitor gives all the guest's memory back first: on Arm without FWB the
+/// kernel cleans the caches of every page, and a busy host takes its time.
+const DEATH: Duration = Duration::from_secs(60);
 
 fn end_process(pid: u32, ticks: u64) -> Result<(), UndoError> {
     let Some(pidfd) = open_process(pid, ticks) else {

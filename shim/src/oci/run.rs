@@ -3,7 +3,7 @@
 use super::{
     Context, args::BundleArgs, create, delete, error::OciError, seat::Console, verbs, wait,
 };
-use crate::stdio::RawMode;
+use crate::{stdio::RawMode, user::one_line};
 
 /// What `run` has beside `create`.
 #[derive(Debug, Clone, Copy)]
@@ -40,7 +40,10 @@ pub fn run(
     let code = wait::wait(created.child);
     drop(raw);
     if !options.keep {
-        delete::delete(context, id, true)?;
+        // The container's code says how it ended, whatever is left: `gc` takes that.
+        if let Err(error) = delete::delete(context, id, true) {
+            context.warn(&one_line(&error));
+        }
     }
     code
 }
