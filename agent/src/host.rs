@@ -1,6 +1,7 @@
 //! The connection to the host: dial, greet, serve until the host closes it.
 
 use std::io;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -8,6 +9,9 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::StreamExt;
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+use nix::sys::time::{TimeVal, TimeValLike as _};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::sync::Notify;
 use tokio_vsock::{VsockAddr, VsockListener, VsockStream};
@@ -66,7 +70,7 @@ impl Dialer {
             |error: io::Error| io::Error::new(error.kind(), format!("host port {port}: {error}"));
         Ok(match self {
             Self::Vsock => HostStream::new(
-                VsockStream::connect(VsockAddr::new(HOST_CID, port))
+                connect(VsockAddr::new(HOST_CID, port))
                     .await
                     .map_err(named)?,
             ),
@@ -78,6 +82,35 @@ impl Dialer {
     }
 }
 
+/// Connects as [`VsockStream::connect`] does, with another patience.
+async fn connect(address: VsockAddr) -> io::Result<VsockStream> {
+    let connected = tokio::task::spawn_blocking(move || {
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let socket = socket(AddressFamily::Vsock, SockType::Stream, flags, None)?;
+        be_patient(&socket)?;
+        nix::sys::socket::connect(socket.as_raw_fd(), &address)?;
+        Ok::<_, io::Error>(socket)
+    });
+    VsockStream::new(connected.await??.into())
+}
+
+/// Gives the socket [`CONNECTION_S`] to connect (linux/vm_sockets.h, `SO_VM_SOCKETS_CONNECT_TIMEOUT`).
+fn be_patient(socket: &OwnedFd) -> io::Result<()> {
+    const SO_VM_SOCKETS_CONNECT_TIMEOUT: libc::c_int = 6;
+    let timeout = TimeVal::seconds(CONNECTION_S);
+    // SAFETY: the option's value is a timeval, as TimeVal is, and lives until the call returns.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::AF_VSOCK,
+            SO_VM_SOCKETS_CONNECT_TIMEOUT,
+            (&raw const timeout).cast(),
+            size_of::<TimeVal>() as libc::socklen_t,
+        )
+    };
+    Ok(Errno::result(result).map(drop)?)
+}
+
 trait Duplex: AsyncRead + AsyncWrite + Send + Sync + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Sync + Unpin> Duplex for T {}
 
@@ -87,9 +120,11 @@ pub struct HostStream {
     ended: Option<Arc<Notify>>,
 }
 
-/// How many may be in the middle of their greeting, and for how long.
+/// How many may be in the middle of their greeting, and for how long: longer than the host waits.
 const MOST_GREETINGS: usize = 64;
-const GREETING: Duration = Duration::from_secs(10);
+const GREETING: Duration = Duration::from_secs(150);
+/// How long the host's monitor may take to answer. Linux' own 2 s are too few on a machine that is very busy.
+const CONNECTION_S: i64 = 120;
 
 /// Those that dial the guest's own port.
 type More = Pin<Box<dyn futures::Stream<Item = io::Result<HostStream>> + Send>>;

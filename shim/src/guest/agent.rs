@@ -14,8 +14,9 @@ use vmbox_protocol::{
 use super::dial;
 use crate::pod::{ContainerId, design::SHARE_TAG, fill_random};
 
-/// A call that should be over in an instant may take this long on a machine that is very busy.
-pub(super) const CALL: Duration = Duration::from_secs(60);
+/// A call that should be over in an instant may take this long on a machine that is very busy: fifty guests that start at
+/// once on one emulated processor take minutes.
+pub(super) const CALL: Duration = Duration::from_secs(300);
 
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
@@ -43,10 +44,17 @@ impl From<ttrpc::Error> for AgentError {
                 code: status.code(),
                 message: status.message,
             },
+            ttrpc::Error::Others(words) if words == DEADLINE => Self::Unasked(format!(
+                "the agent did not answer within {} s",
+                CALL.as_secs()
+            )),
             _ => Self::Gone,
         }
     }
 }
+
+/// What ttrpc says of a call that took longer than it may.
+const DEADLINE: &str = "Request deadline elapsed";
 
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -308,7 +316,7 @@ pub(super) fn container(id: &ContainerId) -> ContainerRequest {
 /// Fine if there is none, or no pod any more.
 ///
 /// # Errors
-/// The agent refused, or has not done it within a minute.
+/// The agent refused, or has not done it within [`CALL`].
 pub fn delete_container(relay: &Path, vsock: &Path, id: &str) -> Result<(), AgentError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -410,6 +418,21 @@ mod tests {
         server.start().await.unwrap();
         forget(&socket, Path::new("/no/such"), "web").await.unwrap();
         assert!(*deleted.lock().unwrap());
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_does_not_answer_is_not_taken_for_gone() {
+        let (ours, _theirs) = tokio::net::UnixStream::pair().unwrap();
+        let agent = Agent::new(Client::new(ttrpc::asynchronous::transport::Socket::from(
+            ours,
+        )));
+        let context = context::with_duration(Duration::from_millis(10));
+        let answer = agent
+            .containers
+            .state(context, &container(&"web".parse().unwrap()))
+            .await;
+        let error = AgentError::from(answer.unwrap_err());
+        assert!(matches!(error, AgentError::Unasked(_)), "{error}");
     }
 
     #[tokio::test]

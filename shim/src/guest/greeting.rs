@@ -9,8 +9,8 @@ use tokio::{
 use ttrpc::asynchronous::{Client, transport::Socket};
 use vmbox_protocol::{GUEST_PORT, Hello, HelloError, MAX_LINE, Welcome};
 
-/// A connected agent has this long to say who it is.
-const GREETING: Duration = Duration::from_secs(10);
+/// A connected agent has this long to say who it is, on a machine that is very busy too.
+const GREETING: Duration = Duration::from_secs(120);
 
 /// Why there is no agent to talk to.
 #[derive(Debug, thiserror::Error)]

@@ -22,8 +22,8 @@ use super::{
 /// Where cgroup v2 is mounted.
 const MOUNT: &str = "/sys/fs/cgroup";
 
-/// How long killed processes may take to be gone.
-const DEATH: Duration = Duration::from_secs(10);
+/// How long killed processes may take to be gone: a monitor has all the guest's memory to give back.
+const DEATH: Duration = Duration::from_secs(60);
 
 /// Who makes cgroups.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
