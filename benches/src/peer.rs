@@ -17,7 +17,11 @@ pub fn program(name: &str) -> anyhow::Result<PathBuf> {
         .find(|file| file.is_file())
         .with_context(|| format!("{name} is not installed"))?;
     to_memory(&program)?;
-    to_memory(Path::new("/etc/ld.so.cache"))?;
+    // A host that was unpacked without running anything has none, and the linker looks into the folders.
+    let cache = Path::new("/etc/ld.so.cache");
+    if cache.exists() {
+        to_memory(cache)?;
+    }
     let libraries = Command::new("ldd").arg(&program).output()?;
     // "libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x7f…)"; a static program has none of these.
     for word in String::from_utf8_lossy(&libraries.stdout).split_whitespace() {
