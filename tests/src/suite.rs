@@ -110,6 +110,7 @@ fn foreign_unit_tests(workspace: &Workspace, arch: Arch, filter: &[String]) -> R
     let programs = test_programs(workspace, arch, &[])?;
     let host = TestHost::Emulated(Host::up(workspace, Model::fast(arch), false)?);
     let mut failed = Vec::new();
+    let environment = [("PROPTEST_CASES", FOREIGN_CASES.to_string())];
     // This tool, its system tests among it, is not for another architecture: it has cargo and git at hand, and that host none.
     let tool = workspace.root.join("tests");
     for test in programs.iter().filter(|test| test.folder != tool) {
@@ -117,8 +118,10 @@ fn foreign_unit_tests(workspace: &Workspace, arch: Arch, filter: &[String]) -> R
         let folder = test.folder.display().to_string();
         let program = test.program.display().to_string();
         let start = ["sh", "-c", "cd \"$1\" && shift && exec \"$@\"", "sh"].map(str::to_owned);
-        let argv = [&start, &[folder, program, "--quiet".to_owned()][..], filter].concat();
-        if host.run(&argv, &[], &mut Streams::shown())? != 0 {
+        // More threads than its one processor: many tests wait.
+        let options = ["--quiet", "--test-threads=4"].map(str::to_owned);
+        let argv = [&start, &[folder, program][..], &options, filter].concat();
+        if host.run(&argv, &environment, &mut Streams::shown())? != 0 {
             failed.push(&*test.name);
         }
     }
@@ -127,6 +130,9 @@ fn foreign_unit_tests(workspace: &Workspace, arch: Arch, filter: &[String]) -> R
     }
     Ok(())
 }
+
+/// Of each property, in a host that takes ten times as long for one; this machine's own run tries them all.
+const FOREIGN_CASES: u32 = 32;
 
 /// The virtual hosts' roots and the containers' images.
 fn trees(workspace: &Workspace, archs: &[Arch]) -> Result<()> {
