@@ -58,20 +58,16 @@ pub fn run_tests(
         Tier::System | Tier::All | Tier::Long => {}
     }
     let programs = thread::scope(|scope| {
-        // What takes long and needs no compiler of Rust's goes on beside what does.
+        // Beside one another, so that no processor stands idle: each has stretches of one processor's work.
         let trees = scope.spawn(|| trees(workspace, archs));
-        let kernels = scope.spawn(|| kernels(workspace, archs));
-        if tier == Tier::All {
-            for arch in archs {
+        let products = scope.spawn(|| products(workspace, archs));
+        let programs = at_once(archs, |arch| {
+            if tier == Tier::All {
                 unit_tests(workspace, *arch, filter)?;
             }
-        }
-        let programs = at_once(archs, |arch| {
-            let program = system_tests(workspace, *arch)?;
-            product::build(workspace, *arch, Profile::Release)?;
-            anyhow::Ok(program)
+            system_tests(workspace, *arch)
         })?;
-        kernels.join().map_err(panicked)??;
+        products.join().map_err(panicked)??;
         trees.join().map_err(panicked)??;
         anyhow::Ok(programs)
     })?;
@@ -143,9 +139,9 @@ fn trees(workspace: &Workspace, archs: &[Arch]) -> Result<()> {
     Ok(())
 }
 
-fn kernels(workspace: &Workspace, archs: &[Arch]) -> Result<()> {
+fn products(workspace: &Workspace, archs: &[Arch]) -> Result<()> {
     for arch in archs {
-        product::kernel(workspace, *arch)?;
+        product::build(workspace, *arch, Profile::Release)?;
     }
     Ok(())
 }

@@ -86,20 +86,21 @@ impl Corner {
     /// Everything on the host that belongs to this corner: processes, mounts, sockets, cgroups, files.
     pub fn inventory(&self) -> BTreeSet<String> {
         let needle = self.run_dir().display().to_string();
-        let mut found = BTreeSet::new();
+        let (mut found, mut namespaces) = (BTreeSet::new(), BTreeSet::new());
         for process in fs::read_dir("/proc").unwrap().flatten() {
             let dir = process.path();
             let Ok(pid) = process.file_name().to_string_lossy().parse::<u32>() else {
                 continue;
             };
-            let has = |file: &str| {
-                fs::read(dir.join(file)).is_ok_and(|bytes| contains(&bytes, needle.as_bytes()))
-            };
+            let has = |file: &str| mentions(&dir.join(file), &needle);
             if pid != std::process::id() && (has("environ") || has("cmdline")) && !is_zombie(&dir) {
                 let cmdline = fs::read_to_string(dir.join("cmdline"))
                     .unwrap_or_default()
                     .replace('\0', " ");
                 found.insert(format!("process {cmdline}"));
+            }
+            if !namespaces.insert(fs::read_link(dir.join("ns/mnt")).ok()) {
+                continue;
             }
             for line in fs::read_to_string(dir.join("mountinfo"))
                 .unwrap_or_default()
@@ -152,10 +153,9 @@ impl Corner {
     }
 }
 
-fn contains(haystack: &[u8], needle: &[u8]) -> bool {
-    haystack
-        .windows(needle.len())
-        .any(|window| window == needle)
+fn mentions(file: &Path, words: &str) -> bool {
+    let bytes = fs::read(file).unwrap_or_default();
+    String::from_utf8_lossy(&bytes).contains(words)
 }
 
 fn is_zombie(process: &Path) -> bool {
@@ -317,6 +317,9 @@ pub fn resident_mib(pid: i32) -> u64 {
     kib.parse::<u64>().unwrap() >> 10
 }
 
+/// Between two looks at what nothing tells of.
+const LOOK: Duration = Duration::from_millis(20);
+
 /// Whether `holds` became true before the deadline.
 pub fn eventually(deadline: Duration, mut holds: impl FnMut() -> bool) -> bool {
     let end = Instant::now() + deadline;
@@ -327,7 +330,8 @@ pub fn eventually(deadline: Duration, mut holds: impl FnMut() -> bool) -> bool {
         if Instant::now() > end {
             return false;
         }
-        std::thread::yield_now();
+        // What is waited for needs the host's one processor.
+        std::thread::sleep(LOOK);
     }
 }
 
@@ -341,9 +345,7 @@ pub fn monitors(corner: &Corner) -> Vec<i32> {
         };
         let is_monitor = fs::read_to_string(process.path().join("comm"))
             .is_ok_and(|comm| comm.trim().starts_with("vmbox-vmm"));
-        let is_ours = fs::read(process.path().join("environ"))
-            .is_ok_and(|bytes| contains(&bytes, needle.as_bytes()));
-        if is_monitor && is_ours {
+        if is_monitor && mentions(&process.path().join("environ"), &needle) {
             pids.push(pid);
         }
     }

@@ -123,13 +123,13 @@ fn cpus_and_memory_are_what_was_asked_for() {
 #[test]
 fn freed_memory_returns_to_the_host() {
     let corner = Corner::new("reporting");
-    let script = "python3 -c 'import mmap\nm = mmap.mmap(-1, 200 << 20)\nfor i in range(0, len(m), 4096): m[i] = 1'; echo ready; cat";
+    let script = "python3 -c 'import mmap\nm = mmap.mmap(-1, 100 << 20)\nfor i in range(0, len(m), 4096): m[i] = 1'; echo ready; cat";
     let running = Running::start(corner.vmbox([
         "run",
         "--rm",
         "-i",
         "--memory",
-        "400M",
+        "300M",
         &image(),
         "sh",
         "-c",
@@ -138,7 +138,7 @@ fn freed_memory_returns_to_the_host() {
     let monitor = crate::kit::monitors(&corner)[0];
     let rss_mib = || crate::kit::resident_mib(monitor);
     assert!(
-        eventually(Duration::from_secs(60), || rss_mib() < 150),
+        eventually(Duration::from_secs(60), || rss_mib() < 100),
         "the monitor still holds {} MiB",
         rss_mib()
     );

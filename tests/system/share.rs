@@ -104,9 +104,9 @@ fn fsx(corner: &Corner, operations: u32, dax: &str, mmap: bool) {
 const WAYS: [(&str, bool); 4] = [("0", false), ("0", true), ("64M", false), ("64M", true)];
 
 #[test]
-fn fsx_finds_nothing_in_500_operations_each_way() {
+fn fsx_finds_nothing_in_200_operations_each_way() {
     for (dax, mmap) in WAYS {
-        fsx(&Corner::new("fsx"), 500, dax, mmap);
+        fsx(&Corner::new("fsx"), 200, dax, mmap);
     }
 }
 

@@ -49,7 +49,7 @@ fn ticks_of_vcpu(engine: &Engine, number: u32) -> u64 {
 
 #[test]
 fn memory_is_what_was_asked_for_to_the_last_mebibytes() {
-    for limit in [32, 256] {
+    for limit in [32, 128] {
         let engine = Engine::new("oci-limit");
         // What is left is for the interpreter.
         let most = limit - 12;
@@ -75,11 +75,11 @@ fn memory_grows_and_shrinks_with_its_limit_and_the_host_has_it_back() {
     });
     let (pid, _output) = engine.create("grow", &bundle);
     engine.verb(&["start", "grow"]).exits(0);
-    exec(&engine, "grow", &fill(200)).exits(137);
+    exec(&engine, "grow", &fill(80)).exits(137);
     engine
-        .verb(&["update", "--memory", "300M", "grow"])
+        .verb(&["update", "--memory", "200M", "grow"])
         .exits(0);
-    exec(&engine, "grow", &fill(270)).exits(0);
+    exec(&engine, "grow", &fill(170)).exits(0);
     engine.verb(&["update", "--memory", "48M", "grow"]).exits(0);
     let is_back = || monitor_mib(&engine) < 130;
     assert!(
@@ -87,7 +87,7 @@ fn memory_grows_and_shrinks_with_its_limit_and_the_host_has_it_back() {
         "the monitor still holds {} MiB",
         monitor_mib(&engine)
     );
-    exec(&engine, "grow", &fill(100)).exits(137);
+    exec(&engine, "grow", &fill(60)).exits(137);
     kill(pid, Signal::SIGKILL).unwrap();
     waitpid(pid, None).unwrap();
     engine.verb(&["delete", "grow"]).exits(0);
