@@ -22,8 +22,8 @@ fn packages(arch: Arch) -> String {
     };
     format!(
         "aardvark-dns,busybox-static,ca-certificates,catatonit,conmon,containerd,containernetworking-plugins,\
-crun,docker-cli,docker-compose,docker.io,fio,iperf3,iproute2,iptables,iputils-ping,jq,kmod,{kernel},nftables,podman,procps,\
-psmisc,python3,{qemu},runc,skopeo,socat,strace,umoci"
+crun,docker-cli,docker-compose,docker.io,fio,golang-github-opencontainers-specs-dev,iperf3,iproute2,iptables,iputils-ping,jq,\
+kmod,{kernel},nftables,podman,procps,psmisc,python3,python3-jsonschema,{qemu},runc,skopeo,socat,strace,umoci"
     )
 }
 

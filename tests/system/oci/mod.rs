@@ -123,6 +123,43 @@ fn a_container_lives_from_create_to_delete() {
     engine.corner.assert_nothing_left(&before);
 }
 
+/// Fails unless `document` is as a schema of the runtime specification has it (schema/, Debian's package of it).
+fn assert_valid(engine: &Engine, schema: &str, document: &str) {
+    let schemas = "/usr/share/gocode/src/github.com/opencontainers/runtime-spec/schema";
+    let file = engine.corner.path("document.json");
+    fs::write(&file, document).unwrap();
+    let mut validator = Command::new("python3");
+    validator.args(["-W", "ignore", "-m", "jsonschema", "--base-uri"]);
+    validator
+        .arg(format!("file://{schemas}/"))
+        .arg("-i")
+        .arg(file);
+    let said = validator.arg(format!("{schemas}/{schema}")).output();
+    let done = Done::of(said.unwrap());
+    assert_eq!(done.code(), 0, "{document}\n{}", done.stderr);
+}
+
+#[test]
+fn what_is_told_is_as_the_specifications_schemas_have_it() {
+    let engine = Engine::new("oci-schema");
+    let bundle = engine.bundle("exec sleep 1000", |_| {});
+    let (pid, _output) = engine.create("schema", &bundle);
+    let is_valid = |status: &str| {
+        let state = engine.verb(&["state", "schema"]).exits(0);
+        assert!(state.contains(status), "{state}");
+        assert_valid(&engine, "state-schema.json", &state);
+    };
+    is_valid("created");
+    engine.verb(&["start", "schema"]).exits(0);
+    is_valid("running");
+    engine.verb(&["kill", "schema", "KILL"]).exits(0);
+    waitpid(pid, None).unwrap();
+    is_valid("stopped");
+    engine.verb(&["delete", "schema"]).exits(0);
+    let features = engine.verb(&["features"]).exits(0);
+    assert_valid(&engine, "features-schema.json", &features);
+}
+
 #[test]
 fn a_wrong_order_is_refused_as_runc_does() {
     let engine = Engine::new("oci-order");
