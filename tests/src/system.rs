@@ -179,12 +179,12 @@ fn deal(names: &[String], most: usize) -> Vec<Vec<String>> {
     parts
 }
 
-/// How many virtual hosts this machine has processors and memory for.
+/// How many virtual hosts this machine has processors and memory for: each leaves its processor idle for a part of its time.
 fn hosts_at_once() -> usize {
     let cpus = thread::available_parallelism().map_or(1, usize::from);
     let memory = sysinfo().map_or(0, |info| info.ram_total() >> 20);
     let fit = usize::try_from(memory / u64::from(MEMORY_MIB)).unwrap_or(1);
-    cpus.min(fit).max(1)
+    (2 * cpus).min(fit).max(1)
 }
 
 /// Does one thing for each of `items` at the same time; the results are in their order.
