@@ -185,6 +185,8 @@ fn fit_one(field: String, mount: &mut Mount) -> Result<Touch, String> {
                     touch.propagation = *flags;
                 } else if APPLIED.contains(&name) {
                     kept.push(option);
+                } else if bind && known_to("tmpfs", name).is_ok() {
+                    // mount(2), MS_BIND: what is for a file system is ignored; so does runc.
                 } else if bind || name == "sync" || name == "dirsync" || name == "tmpcopyup" {
                     return Err(format!("unknown option {option:?}"));
                 } else if name != "symfollow" {
@@ -308,6 +310,12 @@ mod tests {
     }
 
     #[test]
+    fn what_is_for_a_file_system_is_ignored_where_a_folder_is_bound() {
+        let (kept, touch) = bind(json!(["bind", "size=1k", "mode=755", "ro"])).unwrap();
+        assert_eq!((kept.join(" ").as_str(), touch), ("bind ro", None));
+    }
+
+    #[test]
     fn of_two_opposites_the_last_counts() {
         assert_eq!(bind(json!(["bind", "rw", "ro"])).unwrap().1, None);
         let touch = bind(json!(["bind", "ro", "rw"])).unwrap().1.unwrap();
@@ -329,7 +337,7 @@ mod tests {
     #[test]
     fn what_can_not_be_had_is_named() {
         for (made, word) in [
-            (bind(json!(["bind", "size=1"])), "size=1"),
+            (bind(json!(["bind", "sizzle=1"])), "sizzle=1"),
             (bind(json!(["bind", "idmap"])), "idmap"),
             (bind(json!(["bind", "tmpcopyup"])), "tmpcopyup"),
             (tmpfs(json!(["sizzle=1"])), "sizzle=1"),
