@@ -86,7 +86,7 @@ impl Corner {
     /// Everything on the host that belongs to this corner: processes, mounts, sockets, cgroups, files.
     pub fn inventory(&self) -> BTreeSet<String> {
         let needle = self.run_dir().display().to_string();
-        let (mut found, mut namespaces) = (BTreeSet::new(), BTreeSet::new());
+        let (mut found, mut views) = (BTreeSet::new(), BTreeSet::new());
         for process in fs::read_dir("/proc").unwrap().flatten() {
             let dir = process.path();
             let Ok(pid) = process.file_name().to_string_lossy().parse::<u32>() else {
@@ -99,7 +99,8 @@ impl Corner {
                     .replace('\0', " ");
                 found.insert(format!("process {cmdline}"));
             }
-            if !namespaces.insert(fs::read_link(dir.join("ns/mnt")).ok()) {
+            // Processes of the same namespace and root see the same mounts.
+            if !views.insert(["ns/mnt", "root"].map(|link| fs::read_link(dir.join(link)).ok())) {
                 continue;
             }
             for line in fs::read_to_string(dir.join("mountinfo"))

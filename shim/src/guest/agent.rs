@@ -16,7 +16,7 @@ use crate::pod::{ContainerId, design::SHARE_TAG, fill_random};
 
 /// A call that should be over in an instant may take this long on a machine that is very busy: fifty guests that start at
 /// once on one emulated processor take minutes.
-pub(super) const CALL: Duration = Duration::from_secs(300);
+pub(crate) const CALL: Duration = Duration::from_secs(300);
 
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]

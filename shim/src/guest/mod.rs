@@ -5,6 +5,7 @@ mod calls;
 mod greeting;
 mod relay;
 
+pub(crate) use agent::CALL;
 pub use agent::{Agent, AgentError, Exit, delete_container};
 pub use greeting::{Greeter, GreetingError, dial};
 pub use relay::serve as serve_relay;

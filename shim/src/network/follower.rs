@@ -33,8 +33,8 @@ use crate::{
 pub const VERB: &str = "network";
 const GO: &[u8] = b"\n";
 const OK: &str = "ok";
-/// A guest whose agent is slow is waited for; see `guest::agent`.
-const PATIENCE: Duration = Duration::from_secs(300);
+/// A guest whose agent is slow is waited for; the follower's own call to it ends first, and says what is wrong.
+const PATIENCE: Duration = guest::CALL.saturating_add(Duration::from_secs(30));
 
 /// A follower that has been started, in the mount namespace of whoever did so, and waits for the word to go: what it takes
 /// to start passes beside the guest's boot. Dropped before that, it ends.
